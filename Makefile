@@ -1,0 +1,59 @@
+# `make book` builds the book, `make test` checks everything; both set up what they need.
+
+PYTHON ?= python3
+BIN    := .venv/bin
+READY  := .venv/.ready
+FRONT  := _build/html/index.html
+
+# A notebook stays with one worker, whose kernel runs its cells in order.
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=180 -n 2 --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help book serve test refresh bench screenshots clean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 20
+
+$(READY): pyproject.toml constraints.txt
+	@echo "==> setting up .venv"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e '.[book,test]'
+	@touch $@
+
+# A failed build forgets what it has read, or the next one would not repeat the warnings.
+book: $(READY) ## build the HTML into _build/html
+	@echo "==> building the book"
+	@$(BIN)/jupyter-book build . -W --keep-going -n || { rm -rf _build/.doctrees; exit 1; }
+	@touch _build/.built
+	@echo
+	@echo "The book is at $(CURDIR)/$(FRONT)"
+	@echo "Open that file in a browser, or run 'make serve'."
+
+serve: ## show the built book on this machine only
+	@test -f $(FRONT) || { echo "There is no book yet: run 'make book' first."; exit 1; }
+	$(PYTHON) -m http.server --bind 127.0.0.1 --directory _build/html 8000
+
+# One thread each: small models then run faster, and two notebooks do not get in each other's way.
+test: export OMP_NUM_THREADS := 1
+test: $(READY) ## run every check, the cheap ones first
+	@echo "==> 1/7 lint";               $(BIN)/ruff check .
+	@echo "==> 2/7 format";             $(BIN)/ruff format --check .
+	@echo "==> 3/7 types";              $(BIN)/pyright
+	@echo "==> 4/7 package, project";   $(BIN)/pytest tests --ignore tests/test_site.py
+	@echo "==> 5/7 notebooks";          $(BIN)/pytest $(NBVAL) notebooks
+	@echo "==> 6/7 book";               $(MAKE) --no-print-directory book
+	@echo "==> 7/7 site";               $(BIN)/pytest tests/test_site.py
+	@echo "==> all passed"
+
+refresh: export OMP_NUM_THREADS := 1
+refresh: $(READY) ## run the notebooks again in place (all, or NB=path)
+	$(BIN)/python scripts/notebooks.py refresh $(NB)
+
+bench: $(READY) ## print the speed ratios that the text speaks of
+	$(BIN)/python scripts/bench.py
+
+screenshots: $(READY) ## picture every page of the built book, light, dark and narrow
+	$(BIN)/python scripts/screenshots.py
+
+clean: ## remove what was built (delete .venv as well for a fresh start)
+	rm -rf _build .pytest_cache .ruff_cache .hypothesis

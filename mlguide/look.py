@@ -1,0 +1,144 @@
+"""How things look, said once for every diagram and chart of the book.
+
+Colour is state: what is frozen, trained, new, shared … has one colour and one further sign (hatch,
+line, marker, symbol), so that a grey print can be read as well. What is not a state is grey. The
+colours are Okabe and Ito's, "Color Universal Design" (2008).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+WIDTH = 6.6  # inches: 10.5 points are 16 pixels on a page of 720, 8 on a phone of 390
+INK, QUIET, FAINT = "#222222", "#666666", "#e4e4e4"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one thing is drawn everywhere: a colour, and signs that do without colour."""
+
+    label: str
+    colour: str
+    hatch: str = ""
+    line: str = "-"
+    marker: str = "o"
+    filled: bool = True
+    symbol: str = ""
+
+    @property
+    def text(self) -> str:
+        """The colour, darkened until it can be read on white (contrast of at least 4.5 to 1)."""
+        rgb = np.array(to_rgb(self.colour))
+        while contrast(rgb) < 4.5:
+            rgb = rgb * 0.95
+        return "#" + "".join(f"{round(255 * float(c)):02x}" for c in rgb)
+
+
+def contrast(rgb: npt.NDArray[np.float64]) -> float:
+    """Contrast of a colour (3,) in [0, 1] with white, 1 to 21, as WCAG 2 defines it."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(1.05 / (linear @ np.array([0.2126, 0.7152, 0.0722]) + 0.05))
+
+
+STATES: dict[str, Look] = {
+    look.label: look
+    for look in (
+        Look("frozen", "#0072B2", hatch="///", marker="s", symbol="❄"),
+        Look("trained", "#D55E00", hatch="", marker="o", symbol="↻"),
+        Look("new", "#009E73", hatch="...", line="-.", marker="P", symbol="✚"),
+        Look("shared", "#CC79A7", hatch="xxx", line="--", marker="D", symbol="⇄"),
+        Look("task-specific", "#E69F00", hatch="\\\\\\", line=":", marker="v", symbol="⚑"),
+        Look("on-device", "#56B4E9", hatch="ooo", line="--", marker="h", symbol="⌂"),
+        Look("on-server", "#444444", hatch="+++", line="-.", marker="p", symbol="☁"),
+    )
+}
+VERDICTS = {
+    "right": Look("right", "#444444", symbol="✓"),
+    "wrong": Look("wrong", "#D55E00", line="--", symbol="✗"),
+}
+# Classes are no states: they take another palette (Paul Tol's "muted") and always a marker too.
+CLASSES = [
+    Look("", colour, marker=marker)
+    for colour, marker in zip(
+        "#332288 #999933 #CC6677 #44AA99 #882255 #88CCEE #AA4499 #117733 #DDCC77 #555555".split(),
+        "osD^vPXph*",
+        strict=True,
+    )
+]
+NEUTRAL = Look("", "#555555")
+
+# What starts from another model wears the colour of its state; what starts alone is grey.
+_FROZEN, _TRAINED = STATES["frozen"], STATES["trained"]
+METHODS: dict[str, Look] = {
+    look.label: look
+    for look in (
+        replace(_FROZEN, label="frozen features"),
+        replace(_FROZEN, label="linear probe"),
+        replace(_FROZEN, label="copied, frozen"),
+        replace(_FROZEN, label="random features", line="--", filled=False),
+        replace(_FROZEN, label="random, frozen", line="--", filled=False),
+        replace(_TRAINED, label="fine-tuned"),
+        replace(_TRAINED, label="copied, fine-tuned"),
+        Look("from scratch", "#333333", marker="^"),
+        Look("scratch + augmentation", "#777777", line="--", marker="D", filled=False),
+        Look("pixels", "#999999", line=":", marker="X"),
+        Look("logistic regression", "#999999", line=":", marker="X"),
+    )
+}
+
+
+def look_of(name: str, place: int = 0) -> Look:
+    """The look of a method or state; any other name is grey, its marker given by its place."""
+    known = METHODS.get(name) or STATES.get(name)
+    spare = "o^DvPX"[place % 6], ("-", "--", "-.", ":")[place % 4]
+    return known or replace(NEUTRAL, label=name, marker=spare[0], line=spare[1])
+
+
+@contextmanager
+def sheet(height: float) -> Generator[Figure]:
+    """A figure of the book's width and this height in inches, and its style while it is drawn on.
+
+    pyplot makes it (so that notebooks can show it) and lets go of it; its settings stay untouched.
+    """
+    settings: Any = {
+        "font.family": ["DejaVu Sans"],
+        "font.size": 10.5,
+        "axes.labelsize": 10.5,
+        "axes.titlesize": 10.5,
+        "axes.edgecolor": QUIET,
+        "axes.labelcolor": INK,
+        "axes.linewidth": 0.8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.grid": False,
+        "grid.color": FAINT,
+        "grid.linewidth": 0.8,
+        "text.color": INK,
+        "xtick.color": QUIET,
+        "ytick.color": QUIET,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "xtick.minor.size": 0,
+        "lines.linewidth": 2.0,
+        "hatch.linewidth": 0.9,
+        "figure.facecolor": "white",
+        "axes.facecolor": "white",
+        "figure.dpi": 144,
+        "figure.constrained_layout.use": True,
+    }
+    with plt.rc_context(settings):
+        figure = plt.figure(figsize=(WIDTH, height))
+        try:
+            yield figure
+        finally:
+            plt.close(figure)

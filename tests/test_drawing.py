@@ -1,0 +1,139 @@
+"""A drawing must say of the live module what is so, and nothing else."""
+
+import pytest
+import torch
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from matplotlib.text import Text
+from torch import nn
+
+from mlguide.drawing import draw
+from mlguide.figures import STATES
+from mlguide.models import EfficientNet, SmallCNN
+from mlguide.transfer import freeze
+
+PICTURE = torch.linspace(0, 1, 28 * 28).reshape(1, 28, 28)
+BLOCKS = ["block1", "block2", "block3", "features"]
+
+
+def looks(figure: Figure) -> dict[str, list[tuple[str, str]]]:
+    """Colour and hatch of every slab (a split one has several), as they are drawn."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for box in figure.findobj(FancyBboxPatch):
+        if (box.get_gid() or "").startswith("slab "):
+            look = to_hex(box.get_facecolor()).upper(), box.get_hatch() or ""
+            found.setdefault(box.get_gid().split(".")[-1].removeprefix("slab "), []).append(look)
+    return found
+
+
+def texts(figure: Figure, gid: str) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_gid() == gid]
+
+
+def look(state: str) -> tuple[str, str]:
+    return STATES[state].colour, STATES[state].hatch
+
+
+def test_colour_and_hatch_follow_requires_grad():
+    model = SmallCNN(5, seed=0)
+    before = looks(draw(model, PICTURE))
+    assert all(before[name] == [look("trained")] for name in [*BLOCKS, "head"])
+    assert before["pool"] == [("#FFFFFF", "")]
+
+    freeze(model, "backbone.block2")
+    after = looks(draw(model, PICTURE))
+    assert after["block2"] == [look("frozen")]
+    assert {k: v for k, v in after.items() if k != "block2"} == {
+        k: v for k, v in before.items() if k != "block2"
+    }
+
+
+def test_a_block_that_is_partly_frozen_is_split_and_counted_apart():
+    model = SmallCNN(5, seed=0)
+    model.backbone.block1[0].weight.requires_grad_(False)
+    figure = draw(model, PICTURE)
+    assert looks(figure)["block1"] == [look("frozen"), look("trained")]
+    assert texts(figure, "text backbone.block1")[-2:] == ["❄ 72", "↻ 16"]
+
+
+def test_counts_and_shapes_are_the_modules_own():
+    model = freeze(SmallCNN(5, seed=0), "backbone")
+    figure = draw(model, PICTURE, states={"head": "new"})
+    frozen = sum(p.numel() for p in model.backbone.parameters())
+    assert texts(figure, "legend frozen") == [f"❄ frozen {frozen:,}"]
+    assert texts(figure, "legend new") == ["✚ new 165"]
+    assert not texts(figure, "legend trained")
+    assert texts(figure, "text backbone.block2")[:5] == [
+        "block2", "3×3 conv", "8 → 16", "16×4×4", "1,184",
+    ]  # fmt: skip
+    assert texts(figure, "text head") == ["head", "linear", "32 → 5", "5 numbers", "165"]
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_batchnorm_moves_unless_the_statistics_are_frozen_too(mode: bool):
+    """Seen by a forward pass: a flag would not do, `train()` sets it on frozen layers as well."""
+    trap = SmallCNN(5, seed=0).requires_grad_(False).train(mode)
+    assert texts(draw(trap, PICTURE), "text backbone.block1")[-2:] == ["BatchNorm", "moves!"]
+    safe = freeze(SmallCNN(5, seed=0), "backbone").train(mode)
+    assert texts(draw(safe, PICTURE), "text backbone.block1")[-2:] == ["BatchNorm", "at rest"]
+
+
+def test_drawing_leaves_no_trace():
+    model = SmallCNN(5, seed=0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    generator = torch.get_rng_state()
+    draw(model, PICTURE)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_heads_are_branches_and_what_is_told_is_drawn():
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = freeze(SmallCNN(5, seed=0).backbone)
+            self.heads = nn.ModuleDict({"garment": nn.Linear(32, 10), "turn": nn.Linear(32, 2)})
+
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            features = self.backbone(images)
+            return {name: head(features) for name, head in self.heads.items()}
+
+    figure = draw(TwoHeads(), PICTURE, states={"backbone": "shared", "heads": "task-specific"})
+    seen = looks(figure)
+    assert [seen[name] for name in BLOCKS] == [[look("shared")]] * 4
+    assert seen["garment"] == seen["turn"] == [look("task-specific")]
+    garment, turn = (
+        next(b for b in figure.findobj(FancyBboxPatch) if b.get_gid() == f"slab heads.{name}")
+        for name in ("garment", "turn")
+    )
+    assert garment.get_x() == turn.get_x() and garment.get_y() != turn.get_y()
+    snowflakes = [t for t in figure.findobj(Text) if t.get_text() == "❄"]
+    assert len(snowflakes) == 4  # frozen, although told to be drawn as shared
+
+
+def test_a_long_network_fits_the_page():
+    model = EfficientNet(4, seed=0, pretrained=False)
+    figure = draw(model, torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    figure.draw_without_rendering()
+    page = figure.bbox
+    for text in figure.findobj(Text):
+        box = text.get_window_extent()
+        assert not text.get_text() or (box.x0 >= page.x0 and box.x1 <= page.x1), text
+    assert len(looks(figure)) == len(model.backbone) + 1
+
+
+@pytest.mark.parametrize(
+    ("states", "message"),
+    [
+        ({"tail": "new"}, "'tail', which is no block of"),
+        ({"head": "warm"}, "must be one of .*'new'.*got 'warm'"),
+        ({"head": "frozen"}, "got 'frozen'"),
+    ],
+)
+def test_wrong_states_are_refused(states: dict[str, str], message: str):
+    with pytest.raises(ValueError, match=message):
+        draw(SmallCNN(5, seed=0), PICTURE, states=states)

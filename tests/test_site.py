@@ -1,0 +1,264 @@
+"""The built book: its links, its pictures, and what a reader's browser does with it.
+
+`make book` must have built it. The second half drives Chromium or Chrome, from files and without a
+network; where none is installed it is skipped, but not on a machine that sets CI.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page
+from screenshots import BROWSERS, HTML, ROOT, VIEWS, browser, find_browser, opened, pages, show
+
+PAGES = pages()
+SOURCES = ("book", "mlguide", "notebooks", "_config.yml", "_toc.yml")
+# Elements that make a browser load something, and the attribute that says what.
+LOADS = {"script": "src", "img": "src", "source": "src", "iframe": "src", "link": "href"}
+LOADED_LINKS = {"stylesheet", "icon", "shortcut icon", "preload", "modulepreload"}
+NAME_OF_A_FILE = re.compile(r"\.(png|svg|jpe?g|webp|gif)$|_images/", re.IGNORECASE)
+
+
+class Parsed(HTMLParser):
+    """What there is to check in one page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.alts: list[str | None] = []
+        text = path.read_text("utf-8")
+        self.feed(text)
+        self.loads += urls_of_css("".join(re.findall(r"(?s)<style.*?</style>", text)))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        if "id" in found:
+            self.ids.append(found["id"])
+        if tag == "a" and "href" in found:
+            self.links.append(found["href"])
+        if tag == "img":
+            self.alts.append(found.get("alt"))
+        if LOADS.get(tag) in found and (tag != "link" or found.get("rel") in LOADED_LINKS):
+            self.loads.append(found[LOADS[tag]])
+
+
+def urls_of_css(text: str) -> list[str]:
+    text = re.sub(r"(?s)/\*.*?\*/", "", text)
+    return re.findall(r"""url\(\s*["']?([^"')]+)""", text) + re.findall(
+        r"""@import\s+["']([^"']+)""", text
+    )
+
+
+def local(base: Path, address: str) -> tuple[Path, str] | None:
+    """The file and the anchor that an address on a page means, None if it leads elsewhere."""
+    parts = urlsplit(address)
+    if parts.scheme or parts.netloc:
+        return None
+    path = (base.parent / unquote(parts.path)).resolve() if parts.path else base
+    return path, unquote(parts.fragment)
+
+
+@pytest.fixture(scope="session")
+def site() -> dict[Path, Parsed]:
+    """Every page that a reader can come to from the front page."""
+    front, built = HTML / "index.html", HTML.parent / ".built"
+    if not front.is_file() or not built.is_file():
+        pytest.fail(f"there is no book at {front}: run `make book` first")
+    files = [ROOT / name for name in SOURCES]
+    files += [inner for folder in files for inner in folder.rglob("*") if inner.is_file()]
+    files = [file for file in files if file.is_file() and file.suffix != ".pyc"]
+    newest = max(files, key=lambda file: file.stat().st_mtime)
+    if newest.stat().st_mtime > built.stat().st_mtime:
+        pytest.fail(f"{newest.relative_to(ROOT)} is newer than the book: run `make book` again")
+
+    found: dict[Path, Parsed] = {}
+    waiting = [front, *(HTML / f"{name}.html" for name in PAGES)]
+    while waiting:
+        page = waiting.pop()
+        if page in found or page.suffix != ".html" or not page.is_file():
+            continue
+        found[page] = Parsed(page)
+        waiting += [target[0] for link in found[page].links if (target := local(page, link))]
+    return found
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(HTML).as_posix()
+
+
+def test_every_page_is_there(site):
+    assert [name for name in PAGES if HTML / f"{name}.html" not in site] == []
+
+
+def test_links_lead_somewhere(site):
+    broken = []
+    for page, parsed in site.items():
+        for link in set(parsed.links):
+            if target := local(page, link):
+                path, anchor = target
+                known = anchor in {"", "top"} or path not in site or anchor in site[path].ids
+                if not path.exists() or not known:
+                    broken.append(f"{relative(page)}: {link}")
+    assert broken == []
+
+
+def test_everything_a_page_loads_comes_with_it(site):
+    wrong = []
+    for page, parsed in site.items():
+        for address in parsed.loads:
+            target = local(page, address)
+            if target is None and not address.startswith("data:"):
+                wrong.append(f"{relative(page)}: loads {address}")
+            elif target is not None and not target[0].is_file():
+                wrong.append(f"{relative(page)}: {address} is missing")
+    for sheet in HTML.rglob("*.css"):
+        for address in urls_of_css(sheet.read_text("utf-8", errors="replace")):
+            if local(sheet, address) is None and not address.startswith("data:"):
+                wrong.append(f"{relative(sheet)}: loads {address}")
+    assert wrong == []
+
+
+def test_pictures_say_what_they_show(site):
+    silent = [
+        f"{relative(page)}: alt={alt!r}"
+        for page, parsed in site.items()
+        for alt in parsed.alts
+        if not alt or NAME_OF_A_FILE.search(alt)
+    ]
+    assert silent == []
+
+
+def test_no_id_twice(site):
+    twice = {
+        relative(page): [name for name, count in Counter(parsed.ids).items() if count > 1]
+        for page, parsed in site.items()
+    }
+    assert {page: names for page, names in twice.items() if names} == {}
+
+
+# --- in a browser ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def chromium(site) -> Iterator[Browser]:
+    path = find_browser()
+    if path is None:
+        message = f"no browser to test with: install one of {', '.join(BROWSERS)}"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    with browser(path) as running:
+        yield running
+
+
+def holding(marker: str) -> list[str]:
+    """The pages whose article has this text (none if the book is not built)."""
+    files = {name: HTML / f"{name}.html" for name in PAGES}
+    texts = {name: file.read_text("utf-8") for name, file in files.items() if file.is_file()}
+    return [name for name, text in texts.items() if marker in text.partition("<article")[2]]
+
+
+# Text of the page whose contrast with what is behind it is below the 4.5 to 1 of WCAG 2.
+FAINT = """() => {
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const rgba = colour => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = rgb => {
+    const [r, g, b] = rgb.slice(0, 3).map(c => c / 255)
+      .map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4);
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  const behind = element => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = rgba(getComputedStyle(e).backgroundColor);
+      if (colour[3] > 250) return colour;
+    }
+    return [255, 255, 255, 255];
+  };
+  const faint = new Set();
+  for (const element of document.querySelectorAll('article *')) {
+    const own = [...element.childNodes].some(n => n.nodeType === 3 && n.data.trim());
+    if (!own || !element.checkVisibility() || element.closest('svg, mjx-container, .headerlink'))
+      continue;
+    const [a, b] = [light(rgba(getComputedStyle(element).color)), light(behind(element))];
+    const contrast = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+    if (contrast < 4.5)
+      faint.add(`${element.localName}.${element.className}: ${contrast.toFixed(1)} to 1`);
+  }
+  return [...faint];
+}"""
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_in_a_browser(chromium: Browser, name: str):
+    with opened(chromium, name) as (page, faults):
+        for view in VIEWS:
+            show(page, view)
+            theme = page.evaluate("document.documentElement.dataset.theme")
+            assert theme == ("dark" if view == "dark" else "light")
+            wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            assert wide <= 0, f"{view}: the page is {wide} pixels wider than the screen"
+            assert page.evaluate(FAINT) == [], view
+        broken = page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)")
+        assert broken == []
+    assert faults == []
+
+
+def visible_pictures(dial: Locator) -> list[int]:
+    return [i for i, picture in enumerate(dial.locator("img").all()) if picture.is_visible()]
+
+
+def try_dials(page: Page) -> None:
+    for dial in page.locator(".mlguide-frames").all():
+        count = dial.locator("input[type=radio]").count()
+        assert count == dial.locator("img").count() > 1
+        for i in range(count):
+            dial.locator("label").nth(i).click()
+            assert visible_pictures(dial) == [i]
+        dial.locator("input").last.press("ArrowLeft")
+        assert visible_pictures(dial) == [count - 2]
+        dial.locator("input").nth(count - 2).press("ArrowRight")
+        assert visible_pictures(dial) == [count - 1]
+
+
+def height(element: Locator) -> float:
+    box = element.bounding_box()
+    return box["height"] if box else 0
+
+
+def try_folds(page: Page) -> None:
+    for fold in page.locator("article details:not([class])").all():
+        summary = fold.locator(":scope > summary")
+        if not summary.is_visible():
+            continue  # inside a fold that is closed
+        closed = height(fold)
+        summary.press("Enter")
+        assert height(fold) > closed + 10
+        summary.click()
+        assert height(fold) == closed
+
+
+def test_the_book_has_dials_and_folds(site):
+    assert holding('class="mlguide-frames')
+    assert holding("<details>")
+
+
+@pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
+@pytest.mark.parametrize("name", holding('class="mlguide-frames'))
+def test_dials_turn(chromium: Browser, name: str, script: bool):
+    with opened(chromium, name, java_script_enabled=script) as (page, _):
+        try_dials(page)
+
+
+@pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
+@pytest.mark.parametrize("name", holding("<details>"))
+def test_folds_open(chromium: Browser, name: str, script: bool):
+    with opened(chromium, name, java_script_enabled=script) as (page, _):
+        try_folds(page)
