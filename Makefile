@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.ready
 FRONT  := _build/html/index.html
+BUILT  := _build/.built
+SOURCES := _config.yml _toc.yml $(wildcard mlguide/*.py) \
+           $(shell find book notebooks -type f -not -path '*/.*' -not -name '*.pyc')
 
 # A notebook stays with one worker, whose kernel runs its cells in order.
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=180 -n 2 --dist loadfile
@@ -20,12 +23,14 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e '.[book,test]'
 	@touch $@
 
-# A failed build forgets what it has read, or the next one would not repeat the warnings.
-book: $(READY) ## build the HTML into _build/html
+# Always the whole book: a page that quotes a notebook's results must follow that notebook.
+$(BUILT): $(READY) $(SOURCES)
 	@echo "==> building the book"
-	@$(BIN)/jupyter-book build . -W --keep-going -n || { rm -rf _build/.doctrees; exit 1; }
-	@touch _build/.built
-	@echo
+	rm -rf _build/html _build/.doctrees _build/jupyter_execute
+	$(BIN)/jupyter-book build . -W --keep-going -n
+	@touch $@
+
+book: $(BUILT) ## build the HTML into _build/html
 	@echo "The book is at $(CURDIR)/$(FRONT)"
 	@echo "Open that file in a browser, or run 'make serve'."
 
@@ -52,7 +57,7 @@ refresh: $(READY) ## run the notebooks again in place (all, or NB=path)
 bench: $(READY) ## print the speed ratios that the text speaks of
 	$(BIN)/python scripts/bench.py
 
-screenshots: $(READY) ## picture every page of the built book, light, dark and narrow
+screenshots: $(BUILT) ## picture every page of the built book, light, dark and narrow
 	$(BIN)/python scripts/screenshots.py
 
 clean: ## remove what was built (delete .venv as well for a fresh start)

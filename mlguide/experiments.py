@@ -130,7 +130,7 @@ def fit_many(
             f"{len(inputs)}, {len(labels)} and {len(generators)}"
         )
     check_labelled(inputs.flatten(0, 1), labels.flatten())
-    every, one = range(len(models)), copy.deepcopy(models[0])
+    one = copy.deepcopy(models[0])
     one.train()
     stacked, buffers = stack_module_state(list(models))  # pyright: ignore[reportArgumentType]
     names = [name for name, p in one.named_parameters() if p.requires_grad]
@@ -142,17 +142,17 @@ def fit_many(
     def loss(trained: dict[str, Tensor], state: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(functional_call(one, {**trained, **state}, (x,)), y)
 
-    optimizer = torch.optim.AdamW(list(trained.values()), learning_rate)
+    optimizer = torch.optim.AdamW(list(trained.values()), learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    model_of_row = torch.arange(len(models))[:, None]
     orders = [batch_order(inputs.shape[1], batch_size, steps, g) for g in generators]
-    for step in range(steps):
-        batch = [inputs[s][orders[s][step]] for s in every]
+    for rows in torch.stack(orders, dim=1):  # (S, batch)
+        x, y = inputs[model_of_row, rows], labels[model_of_row, rows]
         if transform is not None:
-            batch = [transform(batch[s], generators[s]) for s in every]
-        y = torch.stack([labels[s][orders[s][step]] for s in every])
+            x = torch.stack([transform(part, g) for part, g in zip(x, generators, strict=True)])
         optimizer.zero_grad()
         # The models share no weight, so the gradient of the sum is each model's own gradient.
-        vmap(loss)(trained, state, torch.stack(batch), y).sum().backward()
+        vmap(loss)(trained, state, x, y).sum().backward()
         optimizer.step()
         schedule.step()
     for s, model in enumerate(models):
@@ -161,21 +161,23 @@ def fit_many(
 
 
 def tune(
-    run: Callable[[Candidate, int], float], candidates: Sequence[Candidate], seeds: Sequence[int]
+    run: Callable[[Candidate, Sequence[int]], npt.ArrayLike],
+    candidates: Sequence[Candidate],
+    seeds: Sequence[int],
 ) -> Candidate:
-    """The candidate whose mean of ``run(candidate, seed)`` is highest; the first of equals.
+    """The candidate that does best on validation examples; the first of equals.
 
-    The one rule of the book for every method: ``run`` returns accuracy on *validation* examples,
-    which are neither trained on nor part of the test, with seeds that the comparison does not use.
+    The one rule of the book for every method: ``run(candidate, seeds)`` gives the accuracy of each
+    seed on *validation* examples, which are neither trained on nor part of the test, with seeds
+    that the comparison does not use. The highest mean wins.
 
     Raises:
         ValueError: if there is no candidate or no seed.
     """
     if not candidates or not seeds:
         raise ValueError(f"candidates and seeds must not be empty; got {candidates!r}, {seeds!r}")
-    return candidates[
-        int(over_seeds(lambda s: [run(c, s) for c in candidates], seeds).mean(0).argmax())
-    ]
+    means = [np.asarray(run(candidate, seeds), dtype=float).mean() for candidate in candidates]
+    return candidates[int(np.argmax(means))]
 
 
 def claim(

@@ -147,8 +147,9 @@ def cost_accuracy(
 ) -> Figure:
     """What each method reaches, and beside it what it costs: two panels that share their rows.
 
-    scores, seconds: name -> (seeds,); seconds stand on a log axis. Raises ValueError if the two
-    name different methods, or as `dot_intervals`.
+    scores: name -> (seeds,). seconds: name -> (seeds,), or one number where the seeds ran at once;
+    they stand on a log axis. Raises ValueError if the two name different methods, or as
+    `dot_intervals` does.
     """
     if list(scores) != list(seconds):
         raise ValueError(
@@ -157,7 +158,7 @@ def cost_accuracy(
     with sheet(1.0 + 0.42 * len(scores)) as figure:
         left, right = figure.subplots(1, 2)
         _dots(left, scores, digits=2)
-        _dots(right, seconds, digits=2)
+        _dots(right, seconds, digits=2, single=True)
         left.set_xlabel(metric)
         right.set(xlabel="seconds (log axis)", xscale="log", yticklabels=[])
         fast, slow = right.get_xlim()
@@ -309,22 +310,29 @@ def _dots(
     *,
     digits: int,
     signed: bool = False,
+    single: bool = False,
 ) -> None:
-    """Rows of seeds, mean and interval on `axes`, first method on top, figures at the right."""
+    """Rows of seeds, mean and interval on `axes`, first method on top, numbers at the right.
+
+    single: a method may have one measurement instead of seeds, which then has no interval.
+    """
     if not results:
         raise ValueError("results must hold at least one method, got none")
     sign = "+" if signed else ""
     right = axes.get_yaxis_transform()  # x from 0 to 1 across the axes, y in data
     for row, (name, values) in enumerate(results.items()):
-        raw = np.asarray(values, dtype=float)
-        if raw.ndim != 1:
+        look, raw = look_of(name), np.asarray(values, dtype=float)
+        if raw.ndim != 1 and not (single and raw.ndim == 0):
             raise ValueError(f"{name!r} must be (seeds,), got {raw.shape}")
-        look, (mean, half) = look_of(name), mean_and_spread(raw)
-        axes.plot(raw, np.full(len(raw), row), "|", color=look.colour, alpha=0.45, ms=9, mew=1.0)
-        axes.plot([mean - half, mean + half], [row, row], color=look.colour, lw=3.0, alpha=0.9)
+        mean, spread = float(raw.mean()), ""
+        if raw.ndim == 1:
+            half = float(mean_and_spread(raw)[1])
+            spread = f" ± {half:.{digits}f}"
+            fine: dict[str, Any] = {"color": look.colour, "alpha": 0.45, "ms": 9, "mew": 1.0}
+            axes.plot(raw, np.full(len(raw), row), "|", **fine)
+            axes.plot([mean - half, mean + half], [row, row], color=look.colour, lw=3, alpha=0.9)
         axes.plot(mean, row, ls="", **_mark(look))
-        numbers = f"{float(mean):{sign}.{digits}f} ± {float(half):.{digits}f}"
-        numbers = numbers.replace("-", "\N{MINUS SIGN}")
+        numbers = f"{mean:{sign}.{digits}f}{spread}".replace("-", "\N{MINUS SIGN}")
         axes.text(1.02, row, numbers, transform=right, color=look.text, fontsize=9.5, va="center")
     axes.set_yticks(range(len(results)), list(results))
     axes.set_ylim(len(results) - 0.4, -0.6)

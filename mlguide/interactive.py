@@ -43,7 +43,7 @@ STYLE = """\
   box-shadow: 0 0 0 2px #fff, 0 0 0 7px #fff}
 .mlguide-frames figure {margin: 0; padding: 0}
 .mlguide-frames img {display: block; box-sizing: border-box; width: 100%; max-width: 100%;
-  height: auto; margin: 0; padding: 6px; background: #fff; border-radius: 6px}
+  height: auto; margin: 0; padding: 0; background: #fff}
 @supports selector(:has(*)) {
 .mlguide-frames figure {display: none}
 .mlguide-frames figcaption {display: none}
@@ -105,7 +105,9 @@ def frames(
     shown = ",\n".join(SHOWN.format(place + 1) for place in range(len(values)))
     style = STYLE.replace("SHOWN", shown)
     return HTML(
-        f'<form class="mlguide-frames">\n<style>\n{style}\n</style>\n'
+        # JupyterLab would take the arrow keys for itself without the attribute.
+        '<form class="mlguide-frames" data-lm-suppress-shortcuts="true">\n'
+        f"<style>\n{style}\n</style>\n"
         f'<fieldset role="radiogroup"><legend>{_safe(name)}</legend>\n{buttons}'
         # Without a disabled submit button, Enter would send the form, and so reload the page.
         f'<button type="submit" disabled hidden></button></fieldset>\n{pictures}</form>'

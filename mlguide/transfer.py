@@ -8,7 +8,7 @@ the same features for a picture every time, ``extract_features`` computes them o
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +31,13 @@ def freeze(model: Network, *layers: str) -> Network:
     Raises:
         ValueError: if a name is not a layer of the model, such as ``"backbone.block1"``.
     """
-    known = dict(model.named_modules())
+    known: dict[str, nn.Module] = dict(model.named_modules())
     for name in layers:
         if name not in known or not name:
             raise ValueError(f"layers: {name!r} is none of {', '.join(filter(None, known))}")
     for layer in [known[name] for name in layers] or [model]:
         layer.requires_grad_(False).eval()
-        if _stay_in_eval_mode not in layer._forward_pre_hooks.values():
-            layer.register_forward_pre_hook(_stay_in_eval_mode)
+        layer.register_forward_pre_hook(_stay_in_eval_mode)
     return model
 
 
@@ -104,7 +103,8 @@ def linear_probe(
     check_labelled(features, labels, classes)
     if not penalty > 0:
         raise ValueError(f"penalty must be above 0, got {penalty}")
-    head = nn.utils.skip_init(nn.Linear, features.shape[1], classes, dtype=features.dtype)
+    linear = nn.utils.skip_init(nn.Linear, features.shape[1], classes, dtype=features.dtype)
+    head = cast(nn.Linear, linear)  # without the random first weights, which would be wasted
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     optimizer = torch.optim.LBFGS(

@@ -20,7 +20,7 @@ from pathlib import Path
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellControlSignal, DeadKernelError
 from nbformat import NotebookNode
 from notebook_comparison import difference
 
@@ -122,7 +122,8 @@ def refresh(path: Path, package: Path = ROOT / "mlguide") -> float:
     """Re-execute one notebook in place and stamp it; returns the seconds it ran.
 
     Raises:
-        CellExecutionError: if a cell fails; the file is then left as it was.
+        CellControlSignal, DeadKernelError, SyntaxError: if a cell fails, takes too long, ends the
+            kernel or cannot be read; the file is then left as it was.
     """
     nb = nbformat.read(path, as_version=4)
     stored = copy.deepcopy(nb)
@@ -133,6 +134,7 @@ def refresh(path: Path, package: Path = ROOT / "mlguide") -> float:
         nb, timeout=CELL_TIMEOUT, kernel_name="python3", record_timing=False,
         store_widget_state=True, coalesce_streams=True,
         resources={"metadata": {"path": str(path.parent)}},
+        extra_arguments=["--log-level=ERROR"],
     ).execute()  # fmt: skip
     seconds = time.perf_counter() - began
     nb.metadata["language_info"] = {"name": "python"}  # without the version of this Python
@@ -166,7 +168,7 @@ def main() -> int:
         print(path, end=" ", flush=True)
         try:
             print(f"{refresh(path):.0f} s", flush=True)
-        except CellExecutionError as error:
+        except (CellControlSignal, DeadKernelError, SyntaxError) as error:
             print(f"failed, file left as it was\n{error}", file=sys.stderr, flush=True)
             failed = True
     return int(failed)

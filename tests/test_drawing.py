@@ -81,6 +81,7 @@ def test_batchnorm_moves_unless_the_statistics_are_frozen_too(mode: bool):
 
 def test_drawing_leaves_no_trace():
     model = SmallCNN(5, seed=0)
+    model.backbone.add_module("drop", nn.Dropout(0.5))  # draws random numbers in training mode
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     generator = torch.get_rng_state()

@@ -73,12 +73,12 @@ def test_spread_moves_labels_no_more_than_needed():
 
 
 def test_dots_show_every_seed_and_say_the_interval():
-    gain = RESULTS["frozen features"][:, 0] - RESULTS["fine-tuned"][:, 0]
+    gain = RESULTS["frozen features"][:, 0] - RESULTS["pixels"][:, 0]
     axes = figures.dot_intervals({"5 labels": gain}, xlabel="gain", zero=True).axes[0]
     assert axes.lines[0].get_xdata() == pytest.approx(gain)
     expected = interval(gain)
     assert axes.lines[1].get_xdata() == pytest.approx([expected.low, expected.high])
-    assert axes.texts[0].get_text() == f"{expected:+}".replace("-", "−")
+    assert axes.texts[0].get_text() == f"{expected:+}"
 
 
 def test_cost_stands_beside_accuracy_in_the_same_row():
@@ -86,6 +86,8 @@ def test_cost_stands_beside_accuracy_in_the_same_row():
     seconds = {name: np.exp(values[:, 1]) for name, values in RESULTS.items()}
     left, right = figures.cost_accuracy(scores, seconds).axes
     assert right.get_xscale() == "log" and left.get_ylim() == right.get_ylim()
+    once = figures.cost_accuracy(scores, dict.fromkeys(scores, 1.5)).axes[1]
+    assert {text.get_text() for text in once.texts} == {"1.50"}  # one measurement, no interval
     with pytest.raises(ValueError, match="must be the same"):
         figures.cost_accuracy(scores, dict(reversed(seconds.items())))
 

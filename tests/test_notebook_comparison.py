@@ -12,12 +12,13 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import nbformat
-import notebooks
 import pytest
 import test_notebook_form as form
 import yaml
 from nbformat import NotebookNode, v4
 from notebook_comparison import difference
+
+import notebooks
 from notebooks import ROOT, code_stamp, refresh
 
 CLAIM = "[T1] holds when labels are few: effect +0.171 (95% interval +0.113 to +0.229, 10 seeds)"
@@ -227,13 +228,22 @@ def test_widgets_get_stable_ids(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_failing_cell_leaves_the_file(tmp_path, monkeypatch, capsys):
-    path = write(v4.new_notebook(cells=[v4.new_code_cell("1 / 0")]), tmp_path / "nb")
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [("1 / 0", "ZeroDivisionError"), ("import os; os._exit(1)", "died"), ("1 +", "invalid syntax")],
+)
+def test_failing_cell_leaves_the_file(tmp_path, monkeypatch, capsys, source, error):
+    path = write(v4.new_notebook(cells=[v4.new_code_cell(source)]), tmp_path / "nb")
     before = path.read_bytes()
     monkeypatch.setattr(sys, "argv", ["notebooks.py", "refresh", str(path)])
     assert notebooks.main() == 1
     assert path.read_bytes() == before
-    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert error in capsys.readouterr().err
+
+
+def test_nothing_to_refresh_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["notebooks.py", "refresh", str(tmp_path / "typo")])
+    assert notebooks.main() == 1
 
 
 # --- the stamp --------------------------------------------------------------------------------
@@ -414,7 +424,7 @@ def failures(refreshed, tmp_path_factory) -> dict[str, int]:
         [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "-p", "no:cacheprovider",
          "--nbval", "--nbval-current-env", "--nbval-cell-timeout=60", "-q",
          f"--junitxml={folder / 'report.xml'}", folder],
-        capture_output=True, text=True, cwd=folder, timeout=120,
+        capture_output=True, text=True, cwd=folder, timeout=280,
     )  # fmt: skip
     assert run.returncode == 1, run.stdout + run.stderr  # some tests failed, and nothing worse
     counts = dict.fromkeys(ALTERED, 0)

@@ -12,6 +12,7 @@ import nbformat
 import pytest
 import yaml
 from nbformat import NotebookNode
+
 from notebooks import ROOT, code_stamp, find_notebooks
 
 CLAIM = "application/vnd.mlguide.claim+json"
@@ -20,7 +21,9 @@ MOST_BYTES = 1_500_000
 MOST_SECONDS = 180
 MOST_LINES = 20  # the house style says about 15
 SHORT_RUN = 15  # seconds, below which the stated time need not be near
-MACHINE_PATHS = re.compile(r"/home/|/Users/|/root/|/tmp/|[A-Z]:\\Users|" + re.escape(str(ROOT)))
+MACHINE_PATHS = re.compile(
+    rf"/home/|/Users/|/root/|/tmp/|[A-Z]:\\Users|(?<![\w.-]){re.escape(str(ROOT))}/"
+)
 
 
 def code_cells(nb: NotebookNode) -> list[tuple[str, NotebookNode]]:

@@ -143,6 +143,10 @@ def test_no_id_twice(site):
     assert {page: names for page, names in twice.items() if names} == {}
 
 
+def test_no_path_of_the_machine_that_built_it(site):
+    assert [relative(page) for page in site if str(ROOT) in page.read_text("utf-8")] == []
+
+
 # --- in a browser ---------------------------------------------------------------------------------
 
 
