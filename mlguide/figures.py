@@ -59,12 +59,12 @@ def line_bands(
     ticks: Sequence[str] | None = None,
     log: bool = False,
     ylim: tuple[float, float] | None = None,
-    chance: float | None = None,
+    level: tuple[str, float] | None = None,
 ) -> Figure:
     """One line per method over x: its mean, a band for the 95% interval, its name at the end.
 
     x: (points,); results: name -> (seeds, points). ticks: names of the points, if not the numbers.
-    chance: the value of guessing, drawn as a thin line. METHODS and STATES say how a name looks.
+    level: a thin line with its name, as ("chance", 0.1). METHODS and STATES say how a name looks.
 
     Raises ValueError if there are no results, or one is not (seeds, points).
     """
@@ -90,11 +90,12 @@ def line_bands(
         axes.set(xlabel=xlabel, ylabel=ylabel)
         if ylim is not None:
             axes.set_ylim(*ylim)
-        if chance is not None:
-            axes.axhline(chance, color=QUIET, lw=0.8, ls=(0, (1, 2)), zorder=1)
+        if level is not None:
+            name, value = level
+            axes.axhline(value, color=QUIET, lw=0.8, ls=(0, (1, 2)), zorder=1)
             right = axes.get_yaxis_transform()  # x from 0 to 1 across the axes, y in data
             axes.text(
-                1, chance, "chance", transform=right, color=QUIET, fontsize=9, ha="right", va="top"
+                1, value, name, transform=right, color=QUIET, fontsize=9, ha="right", va="top"
             )
         _label_ends(figure, axes, float(at[-1]), ends)
     return figure
@@ -119,7 +120,7 @@ def budget_curve(
         ylabel=metric,
         log=True,
         ylim=ylim,
-        chance=chance,
+        level=None if chance is None else ("chance", chance),
     )
 
 
