@@ -92,7 +92,7 @@ def interval(values: npt.ArrayLike) -> Estimate:
         ValueError: if there are fewer than 2 seeds, or a value is not a finite number.
     """
     mean, spread = mean_and_spread(values)
-    return Estimate(float(mean), float(mean - spread), float(mean + spread), np.size(values))
+    return Estimate(float(mean), float(mean - spread), float(mean + spread), len(np.asarray(values)))
 
 
 def over_seeds(run: Callable[[int], Any], seeds: Sequence[int]) -> Numbers:

@@ -31,6 +31,7 @@ def test_the_interval_is_scipys():
     estimate = interval(values)
     assert (estimate.low, estimate.high) == pytest.approx(expected, rel=1e-6)
     assert estimate.mean == pytest.approx(values.mean()) and estimate.seeds == 10
+    assert interval(torch.tensor(values)) == interval(list(values)) == estimate
 
 
 def test_the_interval_covers_the_truth_in_about_95_of_100_cases():
