@@ -91,8 +91,9 @@ def interval(values: npt.ArrayLike) -> Estimate:
     Raises:
         ValueError: if there are fewer than 2 seeds, or a value is not a finite number.
     """
-    mean, spread = mean_and_spread(values)
-    return Estimate(float(mean), float(mean - spread), float(mean + spread), len(np.asarray(values)))
+    array = np.asarray(values, dtype=float)
+    mean, spread = mean_and_spread(array)
+    return Estimate(float(mean), float(mean - spread), float(mean + spread), array.size)
 
 
 def over_seeds(run: Callable[[int], Any], seeds: Sequence[int]) -> Numbers:
