@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
-from mlguide.training import Transform, batch_order, check_labelled
+from mlguide.training import (
+    ParameterGroup,
+    Penalty,
+    Transform,
+    adamw,
+    batch_order,
+    check_labelled,
+)
 
 __all__ = [
     "Estimate",
@@ -107,10 +114,11 @@ def fit_many(
     labels: Tensor,
     *,
     steps: int,
-    learning_rate: float,
+    learning_rate: float | Sequence[ParameterGroup],
     generators: Sequence[torch.Generator],
     batch_size: int = 32,
     transform: Transform | None = None,
+    penalty: Penalty | None = None,
 ) -> None:
     """``mlguide.training.fit`` for many models of one shape at once, one per seed, in place.
 
@@ -120,7 +128,9 @@ def fit_many(
     Args:
         models: S models that differ in their weights only.
         inputs: ``(S, N, ...)`` and labels ``(S, N)``, a row for each model.
-        generators: S generators, one for each model. The rest is as in ``fit``.
+        generators: S generators, one for each model.
+        learning_rate: as in ``fit``; groups are those of the first model and serve all.
+        penalty: as in ``fit``, of parameters stacked as ``(S, ...)``. The rest is as in ``fit``.
 
     Raises:
         ValueError: if the numbers of models, rows and generators differ, or as ``fit`` does.
@@ -143,7 +153,7 @@ def fit_many(
     def loss(trained: dict[str, Tensor], state: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(functional_call(one, {**trained, **state}, (x,)), y)
 
-    optimizer = torch.optim.AdamW(list(trained.values()), learning_rate, fused=True)
+    optimizer = adamw(trained, learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     model_of_row = torch.arange(len(models))[:, None]
     orders = [batch_order(inputs.shape[1], batch_size, steps, g) for g in generators]
@@ -153,7 +163,10 @@ def fit_many(
             x = torch.stack([transform(part, g) for part, g in zip(x, generators, strict=True)])
         optimizer.zero_grad()
         # The models share no weight, so the gradient of the sum is each model's own gradient.
-        vmap(loss)(trained, state, x, y).sum().backward()
+        total = vmap(loss)(trained, state, x, y).sum()
+        if penalty is not None:
+            total = total + penalty(trained)
+        total.backward()
         optimizer.step()
         schedule.step()
     for s, model in enumerate(models):

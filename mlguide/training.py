@@ -8,19 +8,40 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["History", "Transform", "batch_order", "check_labelled", "evaluate", "fit"]
+__all__ = [
+    "History",
+    "ParameterGroup",
+    "Penalty",
+    "Transform",
+    "adamw",
+    "batch_order",
+    "check_labelled",
+    "evaluate",
+    "fit",
+]
 
 torch.set_num_threads(int(os.environ.get("MLGUIDE_THREADS", "1")))
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 """A random change of a batch of pictures, drawn from the generator it is given."""
+
+Penalty = Callable[[Mapping[str, Tensor]], Tensor]
+"""A number that is added to the loss, from the trained parameters by name."""
+
+
+class ParameterGroup(TypedDict):
+    """Parameters, each with its name in the model, that share a learning rate."""
+
+    params: list[tuple[str, Tensor]]
+    lr: float
 
 
 @dataclass(frozen=True)
@@ -37,10 +58,12 @@ def fit(
     labels: Tensor,
     *,
     steps: int,
-    learning_rate: float,
+    learning_rate: float | Sequence[ParameterGroup],
     generator: torch.Generator,
     batch_size: int = 32,
     transform: Transform | None = None,
+    penalty: Penalty | None = None,
+    before_step: Callable[[int], None] | None = None,
 ) -> History:
     """Train what is trainable in ``model``, in place, with AdamW and a rate that falls to zero.
 
@@ -48,24 +71,30 @@ def fit(
         model: maps a batch of inputs to scores ``(batch, classes)``; left in eval mode.
         inputs: ``(N, ...)``, pictures or features. labels: ``(N,)`` int64.
         steps: number of weight updates. batch_size: examples per update, all of them if fewer.
+        learning_rate: one for all, or groups of parameters with a rate for each group.
         generator: draws the order of the examples, and whatever ``transform`` draws.
         transform: applied afresh to every batch, such as a random pose.
+        penalty: added to the loss. before_step: called with 0, 1, … before each update.
 
     Raises:
         ValueError: if inputs and labels do not match, hold NaN, or nothing is trainable.
     """
     check_labelled(inputs, labels)
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise ValueError("model has nothing to train: all its parameters are frozen")
-    optimizer = torch.optim.AdamW(trainable, learning_rate, fused=True)
+    optimizer = adamw(trainable, learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     losses: list[Tensor] = []
     start = time.perf_counter()
     model.train()
-    for rows in batch_order(len(inputs), batch_size, steps, generator):
+    for step, rows in enumerate(batch_order(len(inputs), batch_size, steps, generator)):
+        if before_step is not None:
+            before_step(step)
         batch = inputs[rows] if transform is None else transform(inputs[rows], generator)
         loss = F.cross_entropy(model(batch), labels[rows])
+        if penalty is not None:
+            loss = loss + penalty(trainable)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -73,6 +102,28 @@ def fit(
         losses.append(loss.detach())
     model.eval()
     return History(torch.stack(losses).tolist(), time.perf_counter() - start)
+
+
+def adamw(
+    trainable: Mapping[str, Tensor], learning_rate: float | Sequence[ParameterGroup]
+) -> torch.optim.AdamW:
+    """The optimizer of the book, for parameters by name; groups are looked up by their names.
+
+    A group may hold parameters that are frozen now and trained later.
+
+    Raises:
+        ValueError: if there are groups, and a trainable parameter is in none of them.
+    """
+    if isinstance(learning_rate, int | float):
+        return torch.optim.AdamW(list(trainable.values()), learning_rate, fused=True)
+    groups = [
+        {"params": [trainable.get(name, p) for name, p in group["params"]], "lr": group["lr"]}
+        for group in learning_rate
+    ]
+    grouped = {name for group in learning_rate for name, _ in group["params"]}
+    if left_out := sorted(trainable.keys() - grouped):
+        raise ValueError(f"learning_rate has no group for {', '.join(left_out)}")
+    return torch.optim.AdamW(groups, fused=True)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ the same features for a picture every time, ``extract_features`` computes them o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -16,7 +17,14 @@ from torch.nn import functional as F
 
 from mlguide.training import check_labelled
 
-__all__ = ["extract_features", "freeze", "linear_probe", "replace_head"]
+__all__ = [
+    "extract_features",
+    "find_layers",
+    "freeze",
+    "linear_probe",
+    "replace_head",
+    "stay_in_eval_mode",
+]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -25,24 +33,35 @@ def freeze(model: Network, *layers: str) -> Network:
     """Freeze layers of ``model`` (all of it if none is named), in place: weights *and* statistics.
 
     Without a gradient no weight moves. But BatchNorm layers also keep running statistics, which
-    move whenever the layer is in train mode, gradient or not; so a frozen layer goes back to eval
-    mode each time it runs, whatever ``model.train()`` says.
+    move whenever the layer is in train mode, gradient or not; so every part of a frozen layer goes
+    back to eval mode each time it runs, whatever ``model.train()`` says.
 
     Raises:
         ValueError: if a name is not a layer of the model, such as ``"backbone.block1"``.
     """
-    known: dict[str, nn.Module] = dict(model.named_modules())
-    for name in layers:
-        if name not in known or not name:
-            raise ValueError(f"layers: {name!r} is none of {', '.join(filter(None, known))}")
-    for layer in [known[name] for name in layers] or [model]:
-        layer.requires_grad_(False).eval()
-        layer.register_forward_pre_hook(_stay_in_eval_mode)
+    for layer in find_layers(model, layers):
+        layer.requires_grad_(False)
+        for part in layer.modules():
+            part.register_forward_pre_hook(stay_in_eval_mode)
     return model
 
 
-def _stay_in_eval_mode(layer: nn.Module, _: Any) -> None:
-    layer.eval()
+def stay_in_eval_mode(part: nn.Module, _: Any) -> None:
+    """A hook that runs before each forward pass of a frozen part."""
+    part.training = False
+
+
+def find_layers(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """The layers of ``model`` with these names, or all of it if none is given.
+
+    Raises:
+        ValueError: if a name is not a layer of the model.
+    """
+    known: dict[str, nn.Module] = dict(model.named_modules())
+    for name in names:
+        if name not in known or not name:
+            raise ValueError(f"layers: {name!r} is none of {', '.join(filter(None, known))}")
+    return [known[name] for name in names] or [model]
 
 
 def replace_head(model: Network, head: int | nn.Linear, *, seed: int = 0) -> Network:
