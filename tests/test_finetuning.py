@@ -280,7 +280,7 @@ def test_taken_off_unmerged_the_old_backbone_is_back(adapted):
 
 
 def test_lora_on_some_layers_of_the_pretrained_backbone():
-    model = EfficientNet(3, seed=0, pretrained=False).eval()
+    model = EfficientNet(3, seed=0).eval()
     images = torch.rand(2, 3, 64, 64, generator=generator())
     with torch.no_grad():
         expected = model(images)
