@@ -225,8 +225,8 @@ def scatter_map(
 
     panels: title -> (N, 2); labels: (N,) in 0 .. classes - 1, the same points in every panel.
     path: join the points of a class, in order, into a loop. Each class has a colour and a marker,
-    and stands named at the middle of its points. The axes have no unit, so they carry no numbers;
-    the panels share one scale.
+    and in the last panel stands named at the middle of its points. The axes have no unit, so they
+    carry no numbers; the panels share one scale.
 
     Raises ValueError if the shapes differ, or there are more classes than markers.
     """
@@ -246,8 +246,10 @@ def scatter_map(
                     loop = np.vstack([mine, mine[:1]])
                     axes.plot(*loop.T, color=look.colour, lw=1.0, alpha=0.5)
                 axes.plot(*mine.T, ls="", alpha=0.85, **_mark(look))
-                note = axes.annotate(name, mine.mean(axis=0), ha="center", va="center", zorder=5)
-                note.set(color=look.text, weight="bold", path_effects=HALO)
+                if axes is places[-1]:
+                    middle = mine.mean(axis=0)
+                    note = axes.annotate(name, middle, ha="center", va="center", zorder=5)
+                    note.set(color=look.text, weight="bold", path_effects=HALO)
             axes.set(xticks=[], yticks=[], aspect="equal")
             axes.set_title(title, loc="left")
             axes.spines[["left", "bottom"]].set_color(FAINT)

@@ -64,13 +64,14 @@ STATES: dict[str, Look] = {
 }
 VERDICTS = {
     "right": Look("right", "#444444", symbol="✓"),
-    "wrong": Look("wrong", "#D55E00", line="--", symbol="✗"),
+    "wrong": Look("wrong", "#000000", line="--", symbol="✗"),
 }
-# Classes are no states: they take another palette (Paul Tol's "muted") and always a marker too.
+# Classes are no states: they take another palette (Paul Tol's "muted"), the hues nearest to a state
+# last, and always a marker too.
 CLASSES = [
     Look("", colour, marker=marker)
     for colour, marker in zip(
-        "#332288 #999933 #CC6677 #44AA99 #882255 #88CCEE #AA4499 #117733 #DDCC77 #555555".split(),
+        "#332288 #999933 #882255 #DDCC77 #555555 #AA4499 #117733 #88CCEE #CC6677 #44AA99".split(),
         "osD^vPXph*",
         strict=True,
     )
@@ -91,8 +92,8 @@ METHODS: dict[str, Look] = {
         replace(_TRAINED, label="copied, fine-tuned"),
         Look("from scratch", "#333333", marker="^"),
         Look("scratch + augmentation", "#777777", line="--", marker="D", filled=False),
-        Look("pixels", "#999999", line=":", marker="X"),
-        Look("logistic regression", "#999999", line=":", marker="X"),
+        Look("pixels", "#808080", line=":", marker="X"),
+        Look("logistic regression", "#808080", line=":", marker="X"),
     )
 }
 

@@ -12,7 +12,7 @@ def as_written(
         lines.pop()
     if lines:
         head = [".. code-block:: text", "   :class: docstring", ""]
-        lines[:] = [*head, *("   " + line for line in lines), ""]
+        lines[:] = [*head, *("   " + line.replace("``", "`") for line in lines), ""]
 
 
 def without_factory(
