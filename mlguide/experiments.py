@@ -22,6 +22,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
 from mlguide.training import (
+    Loss,
     ParameterGroup,
     Penalty,
     Transform,
@@ -118,6 +119,7 @@ def fit_many(
     generators: Sequence[torch.Generator],
     batch_size: int = 32,
     transform: Transform | None = None,
+    loss: Loss = F.cross_entropy,
     penalty: Penalty | None = None,
 ) -> None:
     """``mlguide.training.fit`` for many models of one shape at once, one per seed, in place.
@@ -127,7 +129,7 @@ def fit_many(
 
     Args:
         models: S models that differ in their weights only.
-        inputs: ``(S, N, ...)`` and labels ``(S, N)``, a row for each model.
+        inputs: ``(S, N, ...)`` and labels ``(S, N, ...)``, a row for each model.
         generators: S generators, one for each model.
         learning_rate: as in ``fit``; groups are those of the first model and serve all.
         penalty: as in ``fit``, of parameters stacked as ``(S, ...)``. The rest is as in ``fit``.
@@ -140,7 +142,7 @@ def fit_many(
             f"models, inputs, labels and generators must be as many; got {len(models)}, "
             f"{len(inputs)}, {len(labels)} and {len(generators)}"
         )
-    check_labelled(inputs.flatten(0, 1), labels.flatten())
+    check_labelled(inputs.flatten(0, 1), labels.flatten(0, 1), loss=loss)
     one = copy.deepcopy(models[0])
     one.train()
     stacked, buffers = stack_module_state(list(models))  # pyright: ignore[reportArgumentType]
@@ -150,8 +152,10 @@ def fit_many(
     trained = {name: stacked[name].detach().clone().requires_grad_() for name in names}
     state = {name: p.detach() for name, p in stacked.items() if name not in trained} | buffers
 
-    def loss(trained: dict[str, Tensor], state: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(one, {**trained, **state}, (x,)), y)
+    def of_one(
+        trained: dict[str, Tensor], state: dict[str, Tensor], x: Tensor, y: Tensor
+    ) -> Tensor:
+        return loss(functional_call(one, {**trained, **state}, (x,)), y)
 
     optimizer = adamw(trained, learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
@@ -163,7 +167,7 @@ def fit_many(
             x = torch.stack([transform(part, g) for part, g in zip(x, generators, strict=True)])
         optimizer.zero_grad()
         # The models share no weight, so the gradient of the sum is each model's own gradient.
-        total = vmap(loss)(trained, state, x, y).sum()
+        total = vmap(of_one)(trained, state, x, y).sum()
         if penalty is not None:
             total = total + penalty(trained)
         total.backward()

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 __all__ = [
     "History",
+    "Loss",
     "ParameterGroup",
     "Penalty",
     "Transform",
@@ -32,6 +33,9 @@ torch.set_num_threads(int(os.environ.get("MLGUIDE_THREADS", "1")))
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 """A random change of a batch of pictures, drawn from the generator it is given."""
+
+Loss = Callable[[Any, Tensor], Tensor]
+"""What is minimised: one number from what a model answers to a batch, and the batch's labels."""
 
 Penalty = Callable[[Mapping[str, Tensor]], Tensor]
 """A number that is added to the loss, from the trained parameters by name."""
@@ -62,6 +66,7 @@ def fit(
     generator: torch.Generator,
     batch_size: int = 32,
     transform: Transform | None = None,
+    loss: Loss = F.cross_entropy,
     penalty: Penalty | None = None,
     before_step: Callable[[int], None] | None = None,
 ) -> History:
@@ -74,12 +79,13 @@ def fit(
         learning_rate: one for all, or groups of parameters with a rate for each group.
         generator: draws the order of the examples, and whatever ``transform`` draws.
         transform: applied afresh to every batch, such as a random pose.
+        loss: with another one than cross-entropy, labels are what it takes, a row per input.
         penalty: added to the loss. before_step: called with 0, 1, … before each update.
 
     Raises:
         ValueError: if inputs and labels do not match, hold NaN, or nothing is trainable.
     """
-    check_labelled(inputs, labels)
+    check_labelled(inputs, labels, loss=loss)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise ValueError("model has nothing to train: all its parameters are frozen")
@@ -92,14 +98,14 @@ def fit(
         if before_step is not None:
             before_step(step)
         batch = inputs[rows] if transform is None else transform(inputs[rows], generator)
-        loss = F.cross_entropy(model(batch), labels[rows])
+        total = loss(model(batch), labels[rows])
         if penalty is not None:
-            loss = loss + penalty(trainable)
+            total = total + penalty(trainable)
         optimizer.zero_grad()
-        loss.backward()
+        total.backward()
         optimizer.step()
         schedule.step()
-        losses.append(loss.detach())
+        losses.append(total.detach())
     model.eval()
     return History(torch.stack(losses).tolist(), time.perf_counter() - start)
 
@@ -159,15 +165,22 @@ def batch_order(n: int, batch_size: int, steps: int, generator: torch.Generator)
     return order[:, : per_epoch * batch_size].reshape(-1, batch_size)[:steps]
 
 
-def check_labelled(inputs: Tensor, labels: Tensor, classes: int | None = None) -> None:
+def check_labelled(
+    inputs: Tensor, labels: Tensor, classes: int | None = None, *, loss: Loss = F.cross_entropy
+) -> None:
     """Refuse examples that cannot be learned from: none, NaN, or labels that do not fit.
+
+    A loss other than cross-entropy may take any labels, as long as there is a row for each input.
 
     Raises:
         ValueError: naming the argument, what it holds and what it should.
     """
     if len(inputs) == 0:
         raise ValueError("inputs is empty: the label budget must be at least one example")
-    if labels.shape != (len(inputs),) or labels.dtype != torch.int64:
+    if loss is not F.cross_entropy:
+        if len(labels) != len(inputs):
+            raise ValueError(f"labels must have a row for each of {len(inputs)} inputs")
+    elif labels.shape != (len(inputs),) or labels.dtype != torch.int64:
         raise ValueError(
             f"labels must be int64 of shape ({len(inputs)},), one for each of inputs; "
             f"got {labels.dtype} of shape {tuple(labels.shape)}"

@@ -172,3 +172,19 @@ def test_over_seeds_stacks_what_each_seed_gives():
         [1, 2],
         [3, 6],
     ]
+
+
+def test_another_loss_takes_its_own_labels_one_by_one_and_at_once():
+    images = torch.rand(2, 20, 1, 28, 28, generator=generators([9])[0], dtype=torch.float64)
+    angles = torch.rand(2, 20, 3, generator=generators([8])[0], dtype=torch.float64)
+    together = [SmallCNN(3, seed=seed).double() for seed in range(2)]
+    alone = copy.deepcopy(together)
+    settings = {"steps": 5, "learning_rate": 0.01, "loss": torch.nn.functional.mse_loss}
+    fit_many(together, images, angles, generators=generators(range(2)), **settings)
+    for model, x, y, g in zip(alone, images, angles, generators(range(2)), strict=True):
+        losses = fit(model, x, y, generator=g, **settings).losses
+        assert losses[-1] < losses[0]
+    for one, other in zip(alone, together, strict=True):
+        assert torch.allclose(one.head.weight, other.head.weight, atol=1e-10)
+    with pytest.raises(ValueError, match="a row for each of 20 inputs"):
+        fit(alone[0], images[0], angles[0][:9], generator=generators([0])[0], **settings)
