@@ -38,7 +38,8 @@ STYLE = """\
 .mlguide-frames span {display: block; padding: 4px 14px; border: 1px solid #808080;
   border-radius: 18px; line-height: 24px; background: #fff; color: #222}
 .mlguide-frames label:hover span {background: #e4e4e4}
-.mlguide-frames input:checked + span {background: #444; color: #fff; font-weight: 600}
+.mlguide-frames input:checked + span {background: #444; color: #fff; font-weight: 600;
+  box-shadow: 0 0 0 2px #fff, 0 0 0 4px #444}
 .mlguide-frames input:focus-visible + span {outline: 3px solid #0072b2; outline-offset: 2px;
   box-shadow: 0 0 0 2px #fff, 0 0 0 7px #fff}
 .mlguide-frames figure {margin: 0; padding: 0}
@@ -92,12 +93,12 @@ def frames(
     if len(sizes) > 1:
         raise ValueError(f"draw must return figures of one size, got {sorted(sizes)} in inches")
 
+    # JupyterLab would take the arrow keys for itself without the attribute.
+    dial = '<input type="radio" name="dial" data-lm-suppress-shortcuts="true"'
     buttons, pictures = "", ""
     for place, (figure, text, says) in enumerate(zip(figures, texts, alts, strict=True)):
         checked = " checked" if place == start else ""
-        buttons += (
-            f'<label><input type="radio" name="dial"{checked}><span>{_safe(text)}</span></label>\n'
-        )
+        buttons += f"<label>{dial}{checked}><span>{_safe(text)}</span></label>\n"
         pictures += (
             f"<figure><figcaption>{_safe(name)}: {_safe(text)}</figcaption>"
             f'<img width="{WIDTH}" alt="{_safe(says)}" src="{_data_uri(figure)}"></figure>\n'
@@ -105,12 +106,11 @@ def frames(
     shown = ",\n".join(SHOWN.format(place + 1) for place in range(len(values)))
     style = STYLE.replace("SHOWN", shown)
     return HTML(
-        # JupyterLab would take the arrow keys for itself without the attribute.
-        '<form class="mlguide-frames" data-lm-suppress-shortcuts="true">\n'
+        # A form of method "dialog" that is in none sends nothing when Enter is pressed.
+        '<form class="mlguide-frames" method="dialog">\n'
         f"<style>\n{style}\n</style>\n"
-        f'<fieldset role="radiogroup"><legend>{_safe(name)}</legend>\n{buttons}'
-        # Without a disabled submit button, Enter would send the form, and so reload the page.
-        f'<button type="submit" disabled hidden></button></fieldset>\n{pictures}</form>'
+        f'<fieldset role="radiogroup"><legend>{_safe(name)}</legend>\n{buttons}</fieldset>\n'
+        f"{pictures}</form>"
     )
 
 
@@ -138,7 +138,7 @@ def live(
             f"{_safe(description)}</em></p>"
         )
     import ipywidgets as widgets
-    from IPython.display import display
+    from IPython.display import HTML, display
 
     texts = [str(value) for value in values] if labels is None else list(labels)
     slider = widgets.SelectionSlider(
@@ -146,18 +146,28 @@ def live(
         description=name,
         continuous_update=False,  # a picture may take seconds: draw it when the handle is let go
         style={"description_width": "initial"},
+        layout={"width": "100%", "max_width": f"{WIDTH}px"},
     )
-    output = widgets.Output()
+    status, output = widgets.Label(), widgets.Output()
 
     def show(_: object) -> None:
-        with output:  # an error in `draw` is shown here too
-            figure = draw(slider.value)
+        status.value = "computing …"
+        with output:  # an error in `draw` is shown here too, in place of the last picture
+            try:
+                figure = draw(slider.value)
+            except Exception:
+                output.clear_output()
+                raise
+            finally:
+                status.value = ""
             output.clear_output(wait=True)
             display(figure)
 
     slider.observe(show, names="value")
     show(None)
-    return widgets.VBox([widgets.HTML(_safe(description)), slider, output])
+    # A saved notebook keeps this line, but not the panel.
+    display(HTML(f"<p>{_safe(description)} <em>(No panel? Run this cell again.)</em></p>"))
+    return widgets.VBox([slider, status, output])
 
 
 def has_front_end() -> bool:

@@ -229,7 +229,9 @@ def try_dials(page: Page) -> None:
         dial.locator("input").last.press("ArrowLeft")
         assert visible_pictures(dial) == [count - 2]
         dial.locator("input").nth(count - 2).press("ArrowRight")
-        assert visible_pictures(dial) == [count - 1]
+        address = page.url
+        dial.locator("input").last.press("Enter")
+        assert visible_pictures(dial) == [count - 1] and page.url == address
 
 
 def height(element: Locator) -> float:
