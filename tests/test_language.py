@@ -1,14 +1,17 @@
+import csv
 import math
 
 import pytest
 import torch
+import train_language_model
 from torch import nn
 from torch.nn import functional as F
 
-from mlguide import models
+from mlguide import data, models
 from mlguide.data import encode
-from mlguide.language import bits_per_character, fit_language, generate, windows
-from mlguide.models import CharTransformer
+from mlguide.language import LEARNED, UNSEEN, bits_per_character, fit_language, generate, windows
+from mlguide.models import CharTransformer, load_base, load_language_model
+from mlguide.training import fit
 
 
 def generator(seed=0):
@@ -70,7 +73,8 @@ def test_a_later_character_never_changes_an_earlier_score(place):
 
 
 def test_the_order_of_what_came_before_matters():
-    model = small()
+    # one block, as a second one could tell the order by what the first saw at each place
+    model = CharTransformer(seed=0, context=8, width=16, blocks=1, heads=2)
     one, other = model(torch.tensor([[5, 6, 7], [6, 5, 7]]))
     assert (one[2] - other[2]).abs().max() > 1e-4
 
@@ -145,6 +149,23 @@ def test_a_model_learns_a_text_by_heart():
     assert len(history.losses) == 150 and history.losses[-1] < history.losses[0] / 4
     assert not model.training
     assert generate(model, "To be, ", 14, generator(), temperature=0) == "or not to be: "
+
+
+def test_training_is_that_of_fit():
+    class LastPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = small()
+
+        def forward(self, ids):
+            return self.model(ids)[:, -1]
+
+    inputs, labels = windows(encode("The rest is silence. O, o, o, o."), 1)
+    settings = {"steps": 9, "learning_rate": 0.01, "batch_size": 4}
+    expected, found = LastPlace(), small()
+    fit(expected, inputs, labels[:, 0], generator=generator(), **settings)
+    fit_language(found, inputs, labels, generator=generator(), **settings)
+    assert torch.allclose(found.head.weight, expected.model.head.weight, atol=1e-6)
 
 
 def test_what_is_frozen_stays_and_nothing_to_train_is_refused():
@@ -242,3 +263,44 @@ def test_generation_at_zero_takes_the_likeliest_and_sees_the_context():
 def test_generation_is_checked(settings, says):
     with pytest.raises(ValueError, match=says):
         generate(small(), **{"prompt": "Ay", "length": 5, "generator": generator(), **settings})
+
+
+# -- the bundled model
+
+
+def stated_bits():
+    with (models.BASES / "language.csv").open(encoding="utf-8") as file:
+        return {
+            (r["play"], r["name"]): float(r["bits_per_character"]) for r in csv.DictReader(file)
+        }
+
+
+def test_the_bundled_model_has_the_bits_it_was_given():
+    model, stated = load_language_model(), stated_bits()
+    assert not model.training and all(p.requires_grad for p in model.parameters())
+    roles = data.shakespeare()
+    assert stated.keys() == {(role.play, role.name) for role in roles}
+    for role in roles[::40]:
+        found = bits_per_character(model, encode(data.cut(role.text, LEARNED)[1]))
+        assert found == pytest.approx(stated[role.play, role.name], abs=0.002)
+
+
+def test_the_bundled_model_writes_words_of_shakespeare():
+    known = set("\n".join(role.text for role in data.shakespeare()).split())
+    words = generate(load_language_model(), "\n", 600, generator(), temperature=0.7).split()
+    found = sum(word in known for word in words) / len(words)
+    assert found > 0.8  # by letters drawn as often as Shakespeare has them, about 0.1
+
+
+def test_it_learned_from_no_comedy_and_no_last_tenth():
+    roles = data.shakespeare()
+    inputs, _ = train_language_model.examples(128)
+    learned = data.decode(inputs.flatten())
+    expected = "".join(data.cut(r.text, LEARNED)[0] for r in roles if r.genre != UNSEEN)
+    assert expected.startswith(learned) and len(expected) - len(learned) <= 128
+    assert UNSEEN in {role.genre for role in roles}
+
+
+def test_the_language_model_is_no_base():
+    with pytest.raises(ValueError, match="name must be one of far_any_pose, mnist, near"):
+        load_base("language", 0)
