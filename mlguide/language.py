@@ -7,7 +7,6 @@ the next character may be.
 from __future__ import annotations
 
 import math
-import time
 
 import torch
 from torch import Tensor
@@ -15,9 +14,8 @@ from torch.nn import functional as F
 
 from mlguide.data import decode, encode
 from mlguide.models import CharTransformer
-from mlguide.training import History, batch_order
 
-__all__ = ["LEARNED", "UNSEEN", "bits_per_character", "fit_language", "generate", "windows"]
+__all__ = ["LEARNED", "UNSEEN", "bits_per_character", "generate", "next_character_loss", "windows"]
 
 UNSEEN = "comedies"
 """The genre of ``data.shakespeare`` that the bundled model has learned nothing from."""
@@ -46,46 +44,13 @@ def windows(ids: Tensor, size: int, *, stride: int | None = None) -> tuple[Tenso
     return pieces[:, :-1], pieces[:, 1:]
 
 
-def fit_language(
-    model: CharTransformer,
-    inputs: Tensor,
-    labels: Tensor,
-    *,
-    steps: int,
-    learning_rate: float,
-    generator: torch.Generator,
-    batch_size: int = 16,
-) -> History:
-    """As ``training.fit``, for ``windows``: every place of every window is an example.
+def next_character_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """The loss of ``training.fit`` for ``windows``: every place of every window is an example.
 
     Args:
-        inputs, labels: ``(N, T)`` int64. The loss is the mean over ``batch_size`` x T places.
-
-    Raises:
-        ValueError: if inputs and labels do not match, or nothing is trainable.
+        scores: ``(N, T, alphabet)``. labels: ``(N, T)`` int64.
     """
-    if inputs.shape != labels.shape or len(inputs) == 0:
-        raise ValueError(
-            f"labels must be of the shape of inputs, with at least one window; "
-            f"got {tuple(labels.shape)} and {tuple(inputs.shape)}"
-        )
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
-        raise ValueError("model has nothing to train: all its parameters are frozen")
-    optimizer = torch.optim.AdamW(trainable, learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    losses: list[Tensor] = []
-    start = time.perf_counter()
-    model.train()
-    for rows in batch_order(len(inputs), batch_size, steps, generator):
-        loss = F.cross_entropy(model(inputs[rows]).flatten(0, 1), labels[rows].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.detach())
-    model.eval()
-    return History(torch.stack(losses).tolist(), time.perf_counter() - start)
+    return F.cross_entropy(scores.flatten(0, 1), labels.flatten())
 
 
 @torch.no_grad()

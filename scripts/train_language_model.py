@@ -17,8 +17,16 @@ import torch
 from safetensors.torch import save_file
 
 from mlguide import data
-from mlguide.language import LEARNED, UNSEEN, bits_per_character, fit_language, generate, windows
+from mlguide.language import (
+    LEARNED,
+    UNSEEN,
+    bits_per_character,
+    generate,
+    next_character_loss,
+    windows,
+)
 from mlguide.models import BASES, CharTransformer, load_language_model
+from mlguide.training import fit
 
 RECIPE = {"steps": 6000, "learning_rate": 0.003, "batch_size": 8}
 
@@ -33,9 +41,8 @@ def main() -> None:
     model = CharTransformer(seed=0)
     inputs, labels = examples(model.context)
     print(f"{sum(p.numel() for p in model.parameters()):,} weights, {len(inputs):,} windows")
-    history = fit_language(
-        model, inputs, labels, generator=torch.Generator().manual_seed(0), **RECIPE
-    )
+    generator = torch.Generator().manual_seed(0)
+    history = fit(model, inputs, labels, generator=generator, loss=next_character_loss, **RECIPE)
     late = history.losses[-200:]
     print(f"{history.seconds:.0f} s, loss {sum(late) / len(late):.3f} nats at the end", flush=True)
     state = {key: value.half() for key, value in model.state_dict().items()}

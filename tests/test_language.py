@@ -9,7 +9,14 @@ from torch.nn import functional as F
 
 from mlguide import data, models
 from mlguide.data import encode
-from mlguide.language import LEARNED, UNSEEN, bits_per_character, fit_language, generate, windows
+from mlguide.language import (
+    LEARNED,
+    UNSEEN,
+    bits_per_character,
+    generate,
+    next_character_loss,
+    windows,
+)
 from mlguide.models import CharTransformer, load_base, load_language_model
 from mlguide.training import fit
 
@@ -142,48 +149,23 @@ def test_a_model_learns_a_text_by_heart():
     ids = encode("To be, or not to be: " * 8)
     before = bits_per_character(model, ids)
     inputs, labels = windows(ids, 8)
-    history = fit_language(
-        model, inputs, labels, steps=150, learning_rate=0.01, generator=generator()
-    )
+    history = fit(
+        model, inputs, labels, steps=150, learning_rate=0.01, batch_size=16,
+        generator=generator(), loss=next_character_loss,
+    )  # fmt: skip
     assert before > 5 and bits_per_character(model, ids) < 1
     assert len(history.losses) == 150 and history.losses[-1] < history.losses[0] / 4
     assert not model.training
     assert generate(model, "To be, ", 14, generator(), temperature=0) == "or not to be: "
 
 
-def test_training_is_that_of_fit():
-    class LastPlace(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = small()
-
-        def forward(self, ids):
-            return self.model(ids)[:, -1]
-
-    inputs, labels = windows(encode("The rest is silence. O, o, o, o."), 1)
-    settings = {"steps": 9, "learning_rate": 0.01, "batch_size": 4}
-    expected, found = LastPlace(), small()
-    fit(expected, inputs, labels[:, 0], generator=generator(), **settings)
-    fit_language(found, inputs, labels, generator=generator(), **settings)
-    assert torch.allclose(found.head.weight, expected.model.head.weight, atol=1e-6)
-
-
-def test_what_is_frozen_stays_and_nothing_to_train_is_refused():
-    model = small()
-    inputs, labels = windows(encode("Words, words, words."), 8)
-    settings = {"steps": 3, "learning_rate": 0.01, "generator": generator()}
-    model.backbone.requires_grad_(False)
-    kept, moved = model.backbone.block1.query.weight.clone(), model.head.weight.clone()
-    fit_language(model, inputs, labels, **settings)
-    assert torch.equal(model.backbone.block1.query.weight, kept)
-    assert not torch.equal(model.head.weight, moved)
-    with pytest.raises(ValueError, match="all its parameters are frozen"):
-        fit_language(model.requires_grad_(False), inputs, labels, **settings)
-    for wrong in (labels[:1], labels[:, :4]):
-        with pytest.raises(ValueError, match="labels must be of the shape of inputs"):
-            fit_language(model, inputs, wrong, **settings)
-    with pytest.raises(ValueError, match="at least one window"):
-        fit_language(model, inputs[:0], labels[:0], **settings)
+def test_every_place_of_every_window_counts_alike():
+    inputs, labels = windows(encode("The rest is silence."), 5)
+    scores = small()(inputs)
+    places = [
+        F.cross_entropy(scores[n, t], labels[n, t]) for n in range(len(inputs)) for t in range(5)
+    ]
+    assert torch.allclose(next_character_loss(scores, labels), torch.stack(places).mean())
 
 
 # -- bits per character
