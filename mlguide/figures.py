@@ -41,6 +41,7 @@ __all__ = [
     "budget_curve",
     "cost_accuracy",
     "dot_intervals",
+    "dot_panels",
     "line_bands",
     "picture_grid",
     "scatter_map",
@@ -140,6 +141,39 @@ def dot_intervals(
         if zero:
             axes.axvline(0, color=QUIET, lw=1.0, zorder=1)
         axes.set_xlabel(xlabel)
+    return figure
+
+
+def dot_panels(
+    panels: Mapping[str, Mapping[str, Values]],
+    *,
+    xlabel: str,
+    xlim: tuple[float, float] | None = None,
+    zero: bool = False,
+    digits: int = 3,
+) -> Figure:
+    """`dot_intervals` for several exams: one panel each, below one another, on one scale.
+
+    panels: title -> (name -> (seeds,)). xlim: of all panels, where several figures are compared.
+
+    Raises ValueError if there are no panels, or as `dot_intervals` does.
+    """
+    if not panels:
+        raise ValueError("panels must hold at least one exam, got none")
+    sizes = [1 + len(results) for results in panels.values()]
+    with sheet(0.7 + 0.32 * sum(sizes)) as figure:
+        grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=sizes)
+        places: list[Axes] = list(grid.flat)
+        for axes, (title, results) in zip(places, panels.items(), strict=True):
+            _dots(axes, results, digits=digits, signed=zero)
+            axes.set_title(title, loc="left", weight="bold")
+            axes.spines["bottom"].set_visible(axes is places[-1])
+            axes.tick_params(axis="x", length=3 if axes is places[-1] else 0)
+            if zero:
+                axes.axvline(0, color=QUIET, lw=1.0, zorder=1)
+        places[-1].set_xlabel(xlabel)
+        if xlim is not None:
+            places[-1].set_xlim(*xlim)
     return figure
 
 

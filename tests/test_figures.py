@@ -115,9 +115,23 @@ def test_a_map_gives_each_class_a_marker_and_its_name():
     assert names == {"cat": (0, 0.5), "dog": (3, 2.5)} and not before.texts
 
 
+def test_panels_have_one_scale_and_each_its_own_methods():
+    near = {name: values[:, 0] for name, values in RESULTS.items()}
+    far = {"pixels": RESULTS["pixels"][:, 1]}
+    figure = figures.dot_panels({"near": near, "far": far}, xlabel="accuracy", xlim=(0, 1))
+    above, below = figure.axes
+    assert above.get_xlim() == below.get_xlim() == (0, 1)
+    assert [t.get_text() for t in above.get_yticklabels()] == list(near)
+    assert [t.get_text() for t in below.get_yticklabels()] == ["pixels"]
+    assert (above.get_title(loc="left"), below.get_title(loc="left")) == ("near", "far")
+    means = [line.get_xdata()[0] for line in below.lines if len(line.get_xdata()) == 1]
+    assert means == pytest.approx([far["pixels"].mean()])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: figures.dot_panels({}, xlabel="x"), "at least one exam"),
         (lambda: figures.budget_curve(BUDGETS, {}), "at least one method"),
         (lambda: figures.budget_curve([1, 5], RESULTS), r"'frozen features' must be \(seeds, 2\)"),
         (lambda: figures.dot_intervals(RESULTS, xlabel="x"), r"must be \(seeds,\), got \(10, 4\)"),
