@@ -104,40 +104,42 @@ def look_of(name: str, place: int = 0) -> Look:
     return known or replace(NEUTRAL, label=name, marker=spare[0], line=spare[1])
 
 
+STYLE: Any = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 10.5,
+    "axes.labelsize": 10.5,
+    "axes.titlesize": 10.5,
+    "axes.edgecolor": QUIET,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": False,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.minor.size": 0,
+    "lines.linewidth": 2.0,
+    "hatch.linewidth": 0.9,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "figure.dpi": DPI,
+    "figure.constrained_layout.use": True,
+}
+
+
 @contextmanager
 def sheet(height: float) -> Generator[Figure]:
     """A figure of the book's width and this height in inches, and its style while it is drawn on.
 
     pyplot makes it (so that notebooks can show it) and lets go of it; its settings stay untouched.
     """
-    settings: Any = {
-        "font.family": ["DejaVu Sans"],
-        "font.size": 10.5,
-        "axes.labelsize": 10.5,
-        "axes.titlesize": 10.5,
-        "axes.edgecolor": QUIET,
-        "axes.labelcolor": INK,
-        "axes.linewidth": 0.8,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "axes.grid": False,
-        "grid.color": FAINT,
-        "grid.linewidth": 0.8,
-        "text.color": INK,
-        "xtick.color": QUIET,
-        "ytick.color": QUIET,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-        "xtick.minor.size": 0,
-        "lines.linewidth": 2.0,
-        "hatch.linewidth": 0.9,
-        "figure.facecolor": "white",
-        "axes.facecolor": "white",
-        "figure.dpi": DPI,
-        "figure.constrained_layout.use": True,
-    }
-    with plt.rc_context(settings):
+    with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(WIDTH, round(height * DPI) / DPI))  # whole pixels
         try:
             yield figure
