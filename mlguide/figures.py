@@ -212,7 +212,7 @@ def gauges(
             axes = picture.add_axes(bounds, sharey=shared if name in scores else None)
             if name in scores:
                 shared, (mean, half) = axes, mean_and_spread(values)
-                axes.errorbar(at, mean, half, ls="", ecolor=colours, elinewidth=3)
+                axes.vlines(at, mean - half, mean + half, colors=colours, lw=3)
                 axes.scatter(at, mean, c=colours, zorder=3)
                 number = f"{mean[place]:.3f} ± {half[place]:.3f}"
             else:
@@ -221,7 +221,7 @@ def gauges(
             axes.set(xlim=(-0.6, at[-1] + 0.6), xticks=at, yticks=[])
             axes.tick_params(length=0, labelsize=8.5, pad=2)
             axes.spines["left"].set_visible(False)
-            above = {"transform": axes.transAxes, "va": "center"}
+            above: dict[str, Any] = {"transform": axes.transAxes, "va": "center"}
             axes.text(0, 1.72, textwrap.fill(name, 13), color=QUIET, fontsize=9.5, **above)
             axes.text(0, 1.2, number, weight="bold", fontsize=9, **above)
     return picture
