@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -23,11 +24,13 @@ from matplotlib.ticker import LogLocator, NullLocator
 from mlguide.experiments import mean_and_spread
 from mlguide.look import (
     CLASSES,
+    DPI,
     FAINT,
     INK,
     METHODS,
     QUIET,
     STATES,
+    STYLE,
     VERDICTS,
     WIDTH,
     Look,
@@ -42,6 +45,7 @@ __all__ = [
     "cost_accuracy",
     "dot_intervals",
     "dot_panels",
+    "gauges",
     "line_bands",
     "picture_grid",
     "scatter_map",
@@ -201,6 +205,60 @@ def cost_accuracy(
         right.xaxis.set_major_formatter("{x:g}")
         right.xaxis.set_minor_locator(NullLocator())
     return figure
+
+
+def gauges(
+    picture: Figure,
+    place: int,
+    scores: Mapping[str, Values],
+    costs: Mapping[str, Values],
+    *,
+    height: float,
+) -> Figure:
+    """Under a picture, what each position of a dial brings and costs; changes the picture.
+
+    place: the position that the picture shows, from 0: it is coloured, and its numbers are written.
+    scores: name -> (seeds, positions), means and 95% intervals on one axis for all of them.
+    costs: name -> (positions,), bars from zero, each with an axis of its own.
+    height: of the whole in inches, so that pictures of several heights make frames of one size.
+
+    Raises ValueError if the numbers of positions differ, `place` is none of them, or the height
+    leaves too little room below the picture.
+    """
+    panels = {name: np.asarray(values, dtype=float) for name, values in {**scores, **costs}.items()}
+    counts = sorted({values.shape[-1] for values in panels.values()})
+    if len(counts) != 1 or not 0 <= place < counts[0]:
+        raise ValueError(f"place must be one of as many positions in all; got {place} of {counts}")
+    at, room = np.arange(counts[0]), 1 / len(panels)
+    wide, tall = picture.get_size_inches()
+    total = round(height * DPI) / DPI
+    if total < tall + 1.7:
+        raise ValueError(f"height must be at least {tall + 1.7:.2f} inches here, got {height}")
+    picture.set_size_inches(wide, total)
+    for axes in picture.axes:
+        x, y, w, h = axes.get_position().bounds
+        axes.set_position((x, 1 - (1 - y) * tall / total, w, h * tall / total))
+    colours = [STATES["trained"].colour if position == place else "#bbbbbb" for position in at]
+    shared: Axes | None = None
+    with plt.rc_context(STYLE):
+        for column, (name, values) in enumerate(panels.items()):
+            bounds = (column * room + 0.015, 0.3 / total, room - 0.03, 0.68 / total)
+            axes = picture.add_axes(bounds, sharey=shared if name in scores else None)
+            if name in scores:
+                shared, (mean, half) = axes, mean_and_spread(values)
+                axes.vlines(at, mean - half, mean + half, colors=colours, lw=3)
+                axes.scatter(at, mean, c=colours, zorder=3)
+                number = f"{mean[place]:.3f} ± {half[place]:.3f}"
+            else:
+                axes.bar(at, values, color=colours)
+                number = f"{values[place]:,.0f}" if values[place] >= 10 else f"{values[place]:.2f}"
+            axes.set(xlim=(-0.6, at[-1] + 0.6), xticks=at, yticks=[])
+            axes.tick_params(length=0, labelsize=8.5, pad=2)
+            axes.spines["left"].set_visible(False)
+            above: dict[str, Any] = {"transform": axes.transAxes, "va": "center"}
+            axes.text(0, 1.72, textwrap.fill(name, 13), color=QUIET, fontsize=9.5, **above)
+            axes.text(0, 1.2, number, weight="bold", fontsize=9, **above)
+    return picture
 
 
 def picture_grid(

@@ -93,6 +93,12 @@ METHODS: dict[str, Look] = {
         replace(_TRAINED, label="probe then tune", line="--", marker="D", filled=False),
         replace(_TRAINED, label="layer-wise rates", line="-.", marker="^", filled=False),
         replace(_TRAINED, label="gradual unfreezing", line=":", marker="v", filled=False),
+        replace(_FROZEN, label="head only"),
+        replace(_TRAINED, label="last block", line=":", marker="v", filled=False),
+        replace(_TRAINED, label="last 2", line="--", marker="^", filled=False),
+        replace(_TRAINED, label="all"),
+        replace(_TRAINED, label="5 labels of each", line="--", marker="D", filled=False),
+        replace(_TRAINED, label="200 labels of each"),
         Look("from scratch", "#333333", marker="^"),
         Look("scratch + augmentation", "#777777", line="--", marker="D", filled=False),
         Look("pixels", "#808080", line=":", marker="X"),
@@ -108,40 +114,42 @@ def look_of(name: str, place: int = 0) -> Look:
     return known or replace(NEUTRAL, label=name, marker=spare[0], line=spare[1])
 
 
+STYLE: Any = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 10.5,
+    "axes.labelsize": 10.5,
+    "axes.titlesize": 10.5,
+    "axes.edgecolor": QUIET,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": False,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.minor.size": 0,
+    "lines.linewidth": 2.0,
+    "hatch.linewidth": 0.9,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "figure.dpi": DPI,
+    "figure.constrained_layout.use": True,
+}
+
+
 @contextmanager
 def sheet(height: float) -> Generator[Figure]:
     """A figure of the book's width and this height in inches, and its style while it is drawn on.
 
     pyplot makes it (so that notebooks can show it) and lets go of it; its settings stay untouched.
     """
-    settings: Any = {
-        "font.family": ["DejaVu Sans"],
-        "font.size": 10.5,
-        "axes.labelsize": 10.5,
-        "axes.titlesize": 10.5,
-        "axes.edgecolor": QUIET,
-        "axes.labelcolor": INK,
-        "axes.linewidth": 0.8,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "axes.grid": False,
-        "grid.color": FAINT,
-        "grid.linewidth": 0.8,
-        "text.color": INK,
-        "xtick.color": QUIET,
-        "ytick.color": QUIET,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-        "xtick.minor.size": 0,
-        "lines.linewidth": 2.0,
-        "hatch.linewidth": 0.9,
-        "figure.facecolor": "white",
-        "axes.facecolor": "white",
-        "figure.dpi": DPI,
-        "figure.constrained_layout.use": True,
-    }
-    with plt.rc_context(settings):
+    with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(WIDTH, round(height * DPI) / DPI))  # whole pixels
         try:
             yield figure

@@ -11,7 +11,7 @@ from matplotlib.text import Annotation, Text
 from mlguide import figures
 from mlguide.experiments import interval
 from mlguide.figures import METHODS, STATES, spread
-from mlguide.look import Look
+from mlguide.look import WIDTH, Look, sheet
 
 BUDGETS = [1, 5, 20, 100]
 RANDOM = np.random.default_rng(0)
@@ -158,3 +158,36 @@ def test_charts_leave_pyplot_and_its_settings_alone():
     settings = dict(plt.rcParams)
     figures.dot_intervals({"pixels": RESULTS["pixels"][:, 0]}, xlabel="accuracy")
     assert plt.get_fignums() == [] and dict(plt.rcParams) == settings
+
+
+def test_gauges_stand_under_the_picture_and_write_the_numbers_of_their_place():
+    with sheet(2.0) as picture:
+        picture.set_layout_engine("none")
+        picture.add_axes((0, 0, 1, 1))
+    scores, costs = {"accuracy": RESULTS["pixels"]}, {"weights": [5, 1234, 20, 30]}
+    figures.gauges(picture, 1, scores, costs, height=4.0)
+    above, left, right = picture.axes
+    assert tuple(picture.get_size_inches()) == pytest.approx((WIDTH, 4.0))
+    assert above.get_position().height * picture.get_size_inches()[1] == pytest.approx(2.0)
+    assert max(a.get_tightbbox().y1 for a in (left, right)) <= above.get_window_extent().y0
+    mean = interval(RESULTS["pixels"][:, 1])
+    assert [t.get_text() for t in left.texts] == ["accuracy", str(mean)]
+    assert [t.get_text() for t in right.texts] == ["weights", "1,234"]
+    assert [bar.get_height() for bar in right.patches] == costs["weights"]
+    standing_out = [
+        bar.get_facecolor() == right.patches[1].get_facecolor() for bar in right.patches
+    ]
+    assert standing_out == [False, True, False, False]
+
+
+def test_gauges_refuse_a_height_without_room():
+    with sheet(2.0) as picture, pytest.raises(ValueError, match="height must be at least 3.70"):
+        figures.gauges(picture, 0, {"accuracy": RESULTS["pixels"]}, {}, height=3.5)
+
+
+@pytest.mark.parametrize(("place", "costs"), [(4, [1, 2, 3, 4]), (-1, [1, 2, 3, 4]), (0, [1, 2])])
+def test_gauges_refuse_what_does_not_fit(place, costs):
+    with sheet(2.0) as picture, pytest.raises(ValueError, match="place must be one of"):
+        figures.gauges(
+            picture, place, {"accuracy": RESULTS["pixels"]}, {"weights": costs}, height=4.0
+        )
