@@ -96,7 +96,7 @@ METHODS: dict[str, Look] = {
         replace(STATES["shared"], label="rehearsal", line=":", marker="h", filled=False),
         replace(STATES["shared"], label="old answers"),
         replace(STATES["new"], label="LoRA, left on", line="--", filled=False),
-        replace(STATES["new"], label="LoRA, taken off", marker="*"),
+        replace(STATES["new"], label="LoRA, taken off", marker="D"),
         Look("from scratch", "#333333", marker="^"),
         Look("scratch + augmentation", "#777777", line="--", marker="D", filled=False),
         Look("pixels", "#999999", line=":", marker="X"),
