@@ -49,6 +49,7 @@ __all__ = [
     "line_bands",
     "picture_grid",
     "scatter_map",
+    "tradeoff",
 ]
 
 Values = npt.ArrayLike
@@ -78,7 +79,7 @@ def line_bands(
         raise ValueError("results must hold at least one method, got none")
     with sheet(3.7) as figure:
         axes = figure.subplots()
-        ends: list[tuple[float, Look]] = []
+        ends: list[tuple[float, float, Look]] = []
         for place, (name, values) in enumerate(results.items()):
             raw = np.asarray(values, dtype=float)
             if raw.ndim != 2 or raw.shape[1] != len(at):
@@ -86,7 +87,7 @@ def line_bands(
             look, (mean, half) = look_of(name, place), mean_and_spread(raw)
             axes.fill_between(at, mean - half, mean + half, color=look.colour, alpha=0.15, lw=0)
             axes.plot(at, mean, color=look.colour, ls=look.line, label=name, **_mark(look))
-            ends.append((float(mean[-1]), look))
+            ends.append((float(at[-1]), float(mean[-1]), look))
         if log:
             axes.set_xscale("log")
         axes.set_xticks(at, ticks if ticks is not None else [f"{v:g}" for v in at])
@@ -102,7 +103,7 @@ def line_bands(
             axes.text(
                 1, value, name, transform=right, color=QUIET, fontsize=9, ha="right", va="top"
             )
-        _label_ends(figure, axes, float(at[-1]), ends)
+        _label_ends(figure, axes, ends)
     return figure
 
 
@@ -348,17 +349,54 @@ def scatter_map(
     return figure
 
 
+def tradeoff(
+    results: Mapping[str, Values],
+    *,
+    xlabel: str,
+    ylabel: str,
+    xlim: tuple[float, float],
+    ylim: tuple[float, float],
+) -> Figure:
+    """Two scores against each other, better up and to the right: the path of each method's mean.
+
+    results: name -> (seeds, points, 2), the points in order, x before y; one point draws no path.
+    A dot for each point, a marker with both 95% intervals for the last, its name on the right.
+
+    Raises ValueError if there are no results, or one is not (seeds, points, 2).
+    """
+    if not results:
+        raise ValueError("results must hold at least one method, got none")
+    with sheet(4.4) as figure:
+        axes = figure.subplots()
+        axes.grid()
+        axes.set(xlabel=xlabel, ylabel=ylabel, xlim=xlim, ylim=ylim)
+        ends: list[tuple[float, float, Look]] = []
+        for place, (name, values) in enumerate(results.items()):
+            raw = np.asarray(values, dtype=float)
+            if raw.ndim != 3 or raw.shape[2] != 2 or not raw.shape[1]:
+                raise ValueError(f"{name!r} must be (seeds, points, 2), got {raw.shape}")
+            look, (mean, half) = look_of(name, place), mean_and_spread(raw)
+            axes.plot(*mean.T, color=look.colour, ls=look.line, lw=1.2, alpha=0.7)
+            axes.plot(*mean.T, ".", color=look.colour, ms=4)
+            (x, y), (wide, tall) = mean[-1], half[-1]
+            axes.errorbar(x, y, tall, wide, ecolor=look.colour, elinewidth=1.6, zorder=3)
+            axes.plot(x, y, ls="", label=name, zorder=4, **_mark(look))
+            ends.append((float(x), float(y), look))
+        _label_ends(figure, axes, ends)
+    return figure
+
+
 def _mark(look: Look) -> dict[str, Any]:
     """A look's marker, as keywords of `Axes.plot`."""
     inside, edge = (look.colour, "white") if look.filled else ("white", look.colour)
     return {"marker": look.marker, "ms": 7.5, "mfc": inside, "mec": edge, "mew": 1.0}
 
 
-def _label_ends(figure: Figure, axes: Axes, x: float, ends: Sequence[tuple[float, Look]]) -> None:
-    """Write each line's name beside its last point, moved apart where names would overlap."""
+def _label_ends(figure: Figure, axes: Axes, ends: Sequence[tuple[float, float, Look]]) -> None:
+    """Write the name of each line on the right, joined to its end (x, y), where none overlap."""
     notes: list[Annotation] = []
     right = axes.get_yaxis_transform()  # x from 0 to 1 across the axes, y in data
-    for y, look in ends:
+    for x, y, look in ends:
         stem = {"arrowstyle": "-", "color": look.colour, "lw": 0.8, "relpos": (0, 0.5)}
         stem |= {"shrinkA": 2, "shrinkB": 5}
         name = textwrap.fill(look.label, 16)
@@ -369,7 +407,7 @@ def _label_ends(figure: Figure, axes: Axes, x: float, ends: Sequence[tuple[float
     inverse = axes.transData.inverted()
     boxes = [Text.get_window_extent(note).transformed(inverse) for note in notes]  # without stems
     low, high = axes.get_ylim()
-    y = spread([e for e, _ in ends], [1.2 * abs(b.height) for b in boxes], low, high)
+    y = spread([y for _, y, _ in ends], [1.2 * abs(b.height) for b in boxes], low, high)
     for note, place in zip(notes, y, strict=True):
         note.set_y(float(place))
 

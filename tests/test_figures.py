@@ -5,7 +5,7 @@ from itertools import combinations
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from matplotlib.collections import PolyCollection
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.text import Annotation, Text
 
 from mlguide import figures
@@ -191,3 +191,24 @@ def test_gauges_refuse_what_does_not_fit(place, costs):
         figures.gauges(
             picture, place, {"accuracy": RESULTS["pixels"]}, {"weights": costs}, height=4.0
         )
+
+
+def test_a_trade_off_shows_each_path_and_both_intervals_of_its_end():
+    paths = {name: 0.5 + 0.2 * RANDOM.standard_normal((10, 3, 2)) for name in ("fine-tuned", "EWC")}
+    limits = {"xlim": (0.0, 1.0), "ylim": (0.0, 1.0)}
+    figure = figures.tradeoff(paths, xlabel="new", ylabel="old", **limits)
+    axes = figure.axes[0]
+    drawn = [line.get_xydata() for line in axes.lines if len(line.get_xydata()) == 3]
+    bars = [c.get_segments()[0] for c in axes.collections if isinstance(c, LineCollection)]
+    for place, (name, values) in enumerate(paths.items()):
+        assert drawn[2 * place] == pytest.approx(values.mean(0))
+        end = [line for line in axes.lines if line.get_label() == name][0]
+        assert end.get_xydata()[0] == pytest.approx(values.mean(0)[-1])
+        across, up = bars[2 * place : 2 * place + 2]
+        for bar, axis in ((across, 0), (up, 1)):
+            expected = interval(values[:, -1, axis])
+            assert bar[:, axis] == pytest.approx([expected.low, expected.high])
+    assert {note.get_text() for note in axes.texts} == set(paths)
+    for wrong in ({}, {"EWC": np.zeros((10, 2))}, {"EWC": np.zeros((10, 0, 2))}):
+        with pytest.raises(ValueError):
+            figures.tradeoff(wrong, xlabel="new", ylabel="old", **limits)
