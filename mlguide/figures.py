@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -34,6 +35,7 @@ from mlguide.look import (
     VERDICTS,
     WIDTH,
     Look,
+    contrast,
     look_of,
     sheet,
 )
@@ -46,6 +48,7 @@ __all__ = [
     "dot_intervals",
     "dot_panels",
     "gauges",
+    "heat_map",
     "line_bands",
     "picture_grid",
     "scatter_map",
@@ -383,6 +386,43 @@ def tradeoff(
             axes.plot(x, y, ls="", label=name, zorder=4, **_mark(look))
             ends.append((float(x), float(y), look))
         _label_ends(figure, axes, ends)
+
+
+def heat_map(rows: Sequence[str], columns: Sequence[str], values: Values, *, label: str) -> Figure:
+    """A table of differences: every cell has its mean, its 95% half-width, and a colour by size.
+
+    values: (seeds, rows, columns). label: what they are. Above zero is orange, below is purple and
+    hatched, and zero is white; a frame marks the highest mean of each column.
+
+    Raises ValueError if the values have another shape.
+    """
+    raw = np.asarray(values, dtype=float)
+    if raw.shape[1:] != (len(rows), len(columns)):
+        raise ValueError(f"values must be (seeds, {len(rows)}, {len(columns)}), got {raw.shape}")
+    mean, half = mean_and_spread(raw)
+    most = float(np.abs(mean).max()) or 1.0
+    with sheet(0.75 + 0.5 * len(rows)) as figure:
+        axes = figure.subplots()
+        for (row, column), value in np.ndenumerate(mean):
+            face = colormaps["PuOr_r"](0.5 + 0.5 * value / most)
+            cell: dict[str, Any] = {"fc": face, "ec": "white", "lw": 1.5}
+            if value < 0:
+                cell |= {"hatch": "///"}
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **cell))
+            text = f"{value:+.2f}\n± {half[row, column]:.2f}".replace("-", "\N{MINUS SIGN}")
+            dark = contrast(np.array(face[:3])) > 4.5
+            note = axes.text(column, row, text, color="white" if dark else INK, fontsize=9.5)
+            note.set(ha="center", va="center")
+            if value < 0:
+                note.set_bbox({"fc": face, "ec": "none", "pad": 1})
+            if row == mean[:, column].argmax():
+                inner = Rectangle((column - 0.46, row - 0.43), 0.92, 0.86, fill=False, ec=INK, lw=2)
+                axes.add_patch(inner)
+        axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5), xlabel=label)
+        axes.set_xticks(range(len(columns)), list(columns))
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.tick_params(length=0, labeltop=True, labelbottom=False)
+        axes.spines[["left", "bottom"]].set_visible(False)
     return figure
 
 

@@ -86,6 +86,8 @@ METHODS: dict[str, Look] = {
         replace(_FROZEN, label="frozen features"),
         replace(_FROZEN, label="linear probe"),
         replace(_FROZEN, label="copied, frozen"),
+        replace(_FROZEN, label="stored statistics"),
+        replace(STATES["new"], label="re-estimated statistics"),
         replace(_FROZEN, label="random features", line="--", filled=False),
         replace(_FROZEN, label="random, frozen", line="--", filled=False),
         replace(_TRAINED, label="fine-tuned"),

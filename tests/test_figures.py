@@ -212,3 +212,17 @@ def test_a_trade_off_shows_each_path_and_both_intervals_of_its_end():
     for wrong in ({}, {"EWC": np.zeros((10, 2))}, {"EWC": np.zeros((10, 0, 2))}):
         with pytest.raises(ValueError):
             figures.tradeoff(wrong, xlabel="new", ylabel="old", **limits)
+
+
+def test_heat_map_says_mean_and_interval_of_each_cell_and_frames_the_best_of_a_column():
+    values = np.stack([[[0.3, -0.1], [0.5, -0.2]], [[0.3, -0.1], [0.7, -0.2]]])
+    axes = figures.heat_map(["head", "all"], ["dark", "noisy"], values, label="gain").axes[0]
+    half = (interval([0.5, 0.7]).high - interval([0.5, 0.7]).low) / 2
+    texts = [text.get_text().replace("\N{MINUS SIGN}", "-") for text in axes.texts]
+    assert texts == ["+0.30\n± 0.00", "-0.10\n± 0.00", f"+0.60\n± {half:.2f}", "-0.20\n± 0.00"]
+    frames = [p for p in axes.patches if not p.get_fill()]
+    assert sorted((round(f.get_x()), round(f.get_y())) for f in frames) == [(0, 1), (1, 0)]
+    hatched = [p for p in axes.patches if p.get_hatch()]
+    assert len(hatched) == 2  # a grey print tells loss from gain
+    with pytest.raises(ValueError, match=r"\(seeds, 2, 1\).*\(2, 2, 2\)"):
+        figures.heat_map(["head", "all"], ["dark"], values, label="gain")
