@@ -386,6 +386,7 @@ def tradeoff(
             axes.plot(x, y, ls="", label=name, zorder=4, **_mark(look))
             ends.append((float(x), float(y), look))
         _label_ends(figure, axes, ends)
+    return figure
 
 
 def heat_map(rows: Sequence[str], columns: Sequence[str], values: Values, *, label: str) -> Figure:
