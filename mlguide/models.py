@@ -1,4 +1,4 @@
-"""The book's networks: a ``backbone`` makes features of a picture, a ``head`` reads them.
+"""The book's networks: a ``backbone`` makes features of its input, a ``head`` reads them.
 
 Every technique of the book is a sentence about these two words, so every network here has
 exactly these two parts, and the backbone is a row of named blocks that can be cut anywhere.
@@ -14,11 +14,23 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-__all__ = ["BASES", "EfficientNet", "SmallCNN", "load_base"]
+from mlguide.data import ALPHABET
+
+__all__ = [
+    "BASES",
+    "CharTransformer",
+    "EfficientNet",
+    "SmallCNN",
+    "load_base",
+    "load_language_model",
+]
 
 BASES = Path(__file__).parent / "bases"
 """Where the bundled base models are; ``scripts/train_bases.py`` trains them, ten seeds of each."""
+
+_LANGUAGE = BASES / "language.safetensors"
 
 
 def _block(channels_in: int, channels_out: int) -> nn.Sequential:
@@ -74,9 +86,9 @@ def load_base(name: str, seed: int) -> SmallCNN:
         ValueError: if there is no base of that name or seed.
     """
     path = BASES / f"{name.replace(', ', '_').replace(' ', '_')}.safetensors"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in BASES.glob("*.safetensors")))
-        raise ValueError(f"name must be one of {known}; got {name!r}")
+    known = sorted(file.stem for file in BASES.glob("*.safetensors") if file != _LANGUAGE)
+    if path.stem not in known:
+        raise ValueError(f"name must be one of {', '.join(known)}; got {name!r}")
     stacked = load_file(path)
     seeds = len(stacked["head.bias"])
     if not 0 <= seed < seeds:
@@ -140,3 +152,120 @@ class _Scale(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return (images * 255 - 127) / 128
+
+
+class CharTransformer(nn.Module):
+    """A causal transformer over characters: for each of a text, what the next one may be.
+
+    Input: ids ``(N, T)`` int64, as ``data.encode`` makes them, ``T`` up to ``context``; output:
+    scores ``(N, T, alphabet)``, those at ``t`` from the characters up to ``t`` only. Each block is
+    attention and a small network, both added to what comes in (Radford et al. 2019, GPT-2); where
+    a character stands is told by turning queries and keys (Su et al. 2021, arXiv:2104.09864).
+    ``seed`` draws the first weights.
+
+    Raises:
+        ValueError: if ``width`` cannot be parted among the ``heads``, in pairs; when called, if ids
+            are not such, too many for the context, or out of the alphabet.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        alphabet: int = len(ALPHABET),
+        context: int = 128,
+        width: int = 96,
+        blocks: int = 4,
+        heads: int = 4,
+    ) -> None:
+        if heads < 1 or width % (2 * heads):
+            raise ValueError(f"width must be a multiple of 2 x heads; got {width} and {heads}")
+        super().__init__()
+        self.context = context
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            named = {f"block{i + 1}": _TransformerBlock(width, heads) for i in range(blocks)}
+            self.backbone = nn.Sequential(
+                OrderedDict(
+                    embedding=_Embedding(alphabet, context, width),
+                    **named,
+                    norm=nn.LayerNorm(width),
+                )
+            )
+            self.head = nn.Linear(width, alphabet)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Scores ``(N, T, alphabet)`` for ids ``(N, T)``."""
+        return self.head(self.backbone(ids))
+
+
+class _Embedding(nn.Module):
+    """Ids ``(N, T)`` to ``(N, T, width)``: a vector for each character, wherever it stands."""
+
+    def __init__(self, alphabet: int, context: int, width: int) -> None:
+        super().__init__()
+        self.context = context
+        self.character = nn.Embedding(alphabet, width)
+        nn.init.normal_(self.character.weight, std=0.2)  # small, so that the blocks have a say
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if ids.ndim != 2 or ids.dtype != torch.int64 or not 1 <= ids.shape[1] <= self.context:
+            raise ValueError(
+                f"ids must be int64 of shape (N, T) with T from 1 to {self.context}, the context; "
+                f"got {ids.dtype} of shape {tuple(ids.shape)}"
+            )
+        try:
+            return self.character(ids)
+        except IndexError:  # looked for only now: a check before would slow every step
+            raise ValueError(
+                f"ids must be 0 to {len(self.character.weight) - 1}; "
+                f"got {int(ids.min())} to {int(ids.max())}"
+            ) from None
+
+
+class _TransformerBlock(nn.Module):
+    """``(N, T, width)`` to the same: attention to what came before, then two layers."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm1(x)
+        q, k, v = (
+            layer(normed).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (N, heads, T, size)
+            for layer in (self.query, self.key, self.value)
+        )
+        attended = F.scaled_dot_product_attention(_turn(q), _turn(k), v, is_causal=True)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+
+
+def _turn(x: Tensor) -> Tensor:
+    """Turn ``(..., T, size)`` by angles that grow with the place, fast for some pairs of numbers
+    and slowly for others: how well two places match then tells how far they are apart."""
+    half = x.shape[-1] // 2
+    speed = 1000.0 ** -(torch.arange(half, dtype=x.dtype, device=x.device) / half)
+    angle = torch.arange(x.shape[-2], dtype=x.dtype, device=x.device)[:, None] * speed
+    one, other = x.chunk(2, dim=-1)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([one * cos - other * sin, one * sin + other * cos], dim=-1)
+
+
+def load_language_model() -> CharTransformer:
+    """The bundled ``CharTransformer``, trained on Shakespeare without his comedies.
+
+    ``scripts/train_language_model.py`` says how. In eval mode, nothing frozen.
+    """
+    state = load_file(_LANGUAGE)  # float16, which halves the file
+    model = CharTransformer(seed=0)
+    model.load_state_dict({key: value.float() for key, value in state.items()})
+    return model.eval()

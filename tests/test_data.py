@@ -1,10 +1,10 @@
 """The bundled data are what they say, and nothing leaks from one side of a split to the other."""
 
 import hashlib
-import importlib.util
 import shutil
 from pathlib import Path
 
+import build_data
 import numpy as np
 import pytest
 import torch
@@ -144,7 +144,9 @@ def test_a_caller_cannot_damage_the_data_of_the_next() -> None:
 
 def test_every_bundled_file_has_its_checksum_licence_and_source() -> None:
     folders = [f for f in data.FOLDER.iterdir() if f.is_dir()]
-    assert {f.name for f in folders} == {"wardrobe", "mnist", "digits", "photographs"}
+    assert {f.name for f in folders} == {
+        "wardrobe", "mnist", "digits", "photographs", "shakespeare"
+    }  # fmt: skip
     for folder in folders:
         lines = (folder / "SHA256SUMS").read_text().splitlines()
         sums = {name: checksum for checksum, name in (line.split("  ") for line in lines)}
@@ -159,6 +161,7 @@ DAMAGE = [
     ("mnist/test.png", data.mnist_digits),
     ("digits/labels.csv", data.written_digits),
     ("photographs/birds/owl.jpg", data.photographs),
+    ("shakespeare/roles.json.bz2", data.shakespeare),
 ]
 
 
@@ -198,27 +201,144 @@ def test_a_file_without_a_checksum_is_not_used(tmp_path: Path, monkeypatch) -> N
 def test_the_build_puts_pictures_on_a_sheet_as_the_loader_takes_them_off(
     tmp_path: Path, monkeypatch
 ) -> None:
-    script = Path(__file__).parents[1] / "scripts" / "build_data.py"
-    spec = importlib.util.spec_from_file_location("build_data", script)
-    assert spec and spec.loader
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
-
     pictures = np.random.default_rng(0).integers(0, 256, (250, 8, 8), np.uint8)
     folder = tmp_path / "some"
     folder.mkdir()
-    (folder / "sheet.png").write_bytes(build.sheet(pictures))
+    (folder / "sheet.png").write_bytes(build_data.sheet(pictures))
     checksum = hashlib.sha256((folder / "sheet.png").read_bytes()).hexdigest()
     (folder / "SHA256SUMS").write_text(f"{checksum}  sheet.png\n")
     monkeypatch.setattr(data, "FOLDER", tmp_path)
     cells = data._cells(folder / "sheet.png", side=8)
     assert np.array_equal(cells[:250], pictures) and not cells[250:].any()
 
-    chosen = build.in_turn(pictures, np.arange(250) // 25, 20)
-    where = {build.digest(picture): i for i, picture in enumerate(pictures)}
-    kept = [where[build.digest(picture)] for picture in chosen]
+    chosen = build_data.in_turn(pictures, np.arange(250) // 25, 20)
+    where = {build_data.digest(picture): i for i, picture in enumerate(pictures)}
+    kept = [where[build_data.digest(picture)] for picture in chosen]
     assert len(set(kept)) == 200
     assert [i // 25 for i in kept] == [i % 10 for i in range(200)]
+
+
+# -- Shakespeare
+
+
+def test_roles_are_large_of_one_play_and_in_the_alphabet() -> None:
+    roles = data.shakespeare()
+    assert len(roles) == len({(role.play, role.name) for role in roles}) == 137
+    assert min(len(role.text) for role in roles) >= 10_000
+    assert len({role.play for role in roles}) == 37
+    genres = [role.genre for role in roles]
+    assert {genre: genres.count(genre) for genre in genres} == {
+        "comedies": 27, "histories": 37, "problems": 20, "roman": 17, "romances": 14,
+        "tragedies": 22,
+    }  # fmt: skip
+    assert sorted({*"".join(role.text for role in roles)}) == list(data.ALPHABET)
+
+
+def test_roles_say_what_they_are_known_for() -> None:
+    said = {(role.play, role.name): role.text for role in data.shakespeare()}
+    assert "To be, or not to be: that is the question:\n" in said["Hamlet", "HAMLET"]
+    assert "What's in a name? that which we call a rose\n" in said["Romeo and Juliet", "JULIET"]
+    assert "that is the question" not in said["Hamlet", "HORATIO"]
+    assert said["Measure for Measure", "ISABELLA"]
+
+
+PLAY = """# The Tempest in a Cup
+
+## ACT I
+
+### SCENE I. A cup.
+
+_Enter BOTH, with
+a spoon_
+
+**TEA**  
+Stir, stir!  
+_[Aside]_  
+How caf\N{COMBINING ACUTE ACCENT}e\N{EM DASH}no, 'tea'\\--is  drunk.
+
+_Enter MILK_
+
+More!
+
+Exit MILK and
+SUGAR_
+
+**MILK**  
+[Aside]_  
+I come. *Stirs.*
+
+**TEA**  
+_Dies_
+
+## ACT II
+
+Not said by anyone.
+
+**TEA**  
+I *[risen]* live.
+"""
+
+
+def test_the_build_keeps_what_is_spoken_and_by_whom() -> None:
+    title, speech = build_data.speeches(PLAY)
+    assert title == "The Tempest in a Cup"
+    assert speech == {
+        "TEA": "Stir, stir!\nHow cafe--no, 'tea'--is drunk.\nMore!\nI live.\n",
+        "MILK": "I come.\n",
+    }
+
+
+def test_encode_and_decode_lose_nothing_of_the_alphabet() -> None:
+    assert data.encode('\n !"az').tolist() == [0, 1, 2, 3, 38, 63]
+    for text in (data.ALPHABET, "", data.shakespeare()[3].text):
+        ids = data.encode(text)
+        assert ids.dtype == torch.int64 and ids.shape == (len(text),)
+        assert data.decode(ids) == text
+
+
+def test_encode_spells_what_the_alphabet_lacks() -> None:
+    said = "\u201cCaf\xe9\u201d \u2018x\u2019 1\u20132 \u2014 \xdcber\t(no)"
+    assert data.decode(data.encode(said)) == "\"Cafe\" 'x' - -- Uberno"
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.tensor([0, 64]), "ids must be 0 to 63; got 0 to 64"),
+        (torch.tensor([-1]), "ids must be 0 to 63; got -1 to -1"),
+        (torch.zeros(1, 2, dtype=torch.int64), r"ids must be int64 of shape .*\(1, 2\)"),
+        (torch.zeros(2), "ids must be int64 .*float32"),
+    ],
+)
+def test_decode_takes_ids_only(ids: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        data.decode(ids)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
+def test_cut_parts_a_text_at_the_end_of_a_line(fraction: float) -> None:
+    for role in data.shakespeare():
+        before, after = data.cut(role.text, fraction)
+        assert before + after == role.text and before.endswith("\n")
+        # a line has about 40 characters; the longest paragraphs of the source are single lines
+        assert 0 <= fraction * len(role.text) - len(before) < 200
+
+
+def test_cut_never_has_more_before_than_was_asked() -> None:
+    assert data.cut("ab\ncd\nef\n", 0.6) == ("ab\n", "cd\nef\n")
+    assert data.cut("ab\ncd\nef\n", 0.67) == ("ab\ncd\n", "ef\n")
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, float("nan")])
+def test_cut_takes_a_true_fraction(fraction: float) -> None:
+    with pytest.raises(ValueError, match="fraction must be between 0 and 1"):
+        data.cut("ab\ncd\n", fraction)
+
+
+def test_cut_says_when_no_line_fits() -> None:
+    for text in ("", "a long line", "a long line\nb\n"):
+        with pytest.raises(ValueError, match="no line that ends in its first 0.5"):
+            data.cut(text, 0.5)
 
 
 # -- Pictures
