@@ -273,12 +273,14 @@ def _bracket(axes: Axes, block: Block, x: float, y: float, step: float, *, first
 
 def _legend(axes: Axes, blocks: list[Block], y: float) -> None:
     """The states in the picture, each with the number of its parameters."""
-    label, x = axes.text(0.1, y, "parameters", va="center", color=QUIET), 0.1
+    totals = {state: sum(b.counts.get(state, 0) for b in blocks) for state in STATES}
+    shown = {state: total for state, total in totals.items() if total}
+    size = 10.5 if len(shown) < 3 else 9  # three long names would not fit otherwise
+    label, x = axes.text(0.1, y, "parameters", va="center", color=QUIET, fontsize=size), 0.1
     for state, look in STATES.items():
-        total = sum(block.counts.get(state, 0) for block in blocks)
-        if total:
+        if total := shown.get(state):
             x += label.get_window_extent().width / axes.figure.dpi + 0.2
             _box(axes, state, x, y - 0.1, 0.3, 0.2, f"legend {state}")
             x += 0.36
             label = axes.text(x, y, f"{look.symbol} {state} {total:,}", gid=f"legend {state}")
-            label.set(color=look.text, weight="bold", va="center")
+            label.set(color=look.text, weight="bold", va="center", fontsize=size)

@@ -45,6 +45,7 @@ __all__ = [
     "STATES",
     "budget_curve",
     "cost_accuracy",
+    "cost_ratios",
     "dot_intervals",
     "dot_panels",
     "gauges",
@@ -263,6 +264,43 @@ def gauges(
             axes.text(0, 1.72, textwrap.fill(name, 13), color=QUIET, fontsize=9.5, **above)
             axes.text(0, 1.2, number, weight="bold", fontsize=9, **above)
     return picture
+
+
+def cost_ratios(ratios: Mapping[str, Mapping[str, float]], *, to: str) -> Figure:
+    """What each method costs, in multiples of what the method `to` costs: one row per cost.
+
+    ratios: name -> {cost: ratio}, the same costs for each. Each mark has its number beside it, on
+    the left for the cheapest; the names stand above the marks of the first row, `to` at its line.
+
+    Raises ValueError if there are no methods, or they have different costs.
+    """
+    costs = [list(of) for of in ratios.values()]
+    if not costs or not costs[0] or any(names != costs[0] for names in costs):
+        raise ValueError(f"ratios must give each method the same costs, at least one; got {costs}")
+    with sheet(1.3 + 0.5 * len(costs[0])) as figure:
+        axes = figure.subplots()
+        reference = look_of(to)
+        axes.axvline(1, color=reference.colour, ls=reference.line, lw=1.5, zorder=1)
+        axes.text(1, -0.95, to, color=reference.text, ha="center", va="center")
+        for name, of in ratios.items():
+            look = look_of(name)
+            axes.plot(list(of.values()), range(len(of)), ls="", zorder=3, **_mark(look))
+            first = next(iter(of.values()))
+            axes.text(first, -0.45, name, color=look.text, ha="center", path_effects=HALO)
+            for row, (cost, ratio) in enumerate(of.items()):
+                least = ratio == min(other[cost] for other in ratios.values())
+                place: Any = {"xytext": (-8 if least else 8, 0), "textcoords": "offset points"}
+                note = axes.annotate(f"{ratio:.2f}×", (ratio, row), **place)
+                note.set(ha="right" if least else "left", va="center", path_effects=HALO, zorder=2)
+                note.set(color=look.text, fontsize=9)
+        most = max(ratio for of in ratios.values() for ratio in of.values())
+        axes.set_yticks(range(len(costs[0])), costs[0])
+        axes.set(xlim=(0, 1.2 * max(most, 1)), ylim=(len(costs[0]) - 0.5, -1.25))
+        axes.set_xlabel(f"times the cost of {to}")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="y")
+    return figure
 
 
 def picture_grid(

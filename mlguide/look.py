@@ -112,6 +112,9 @@ METHODS: dict[str, Look] = {
         Look("scratch + augmentation", "#777777", line="--", marker="D", filled=False),
         Look("pixels", "#808080", line=":", marker="X"),
         Look("logistic regression", "#808080", line=":", marker="X"),
+        replace(STATES["shared"], label="one shared network"),
+        Look("three networks", "#333333", marker="^"),
+        Look("three narrow networks", "#777777", line="--", marker="s", filled=False),
     )
 }
 

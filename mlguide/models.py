@@ -46,16 +46,20 @@ class SmallCNN(nn.Module):
     """Three convolution blocks and a layer of 32 features: small enough to train in a second.
 
     Input: pictures ``(N, 1, 28, 28)`` in [0, 1]; output: scores ``(N, classes)``.
-    ``seed`` draws the first weights, so that no global state is involved.
+    ``seed`` draws the first weights, so that no global state is involved. ``width`` is the number
+    of features and of the last block's channels; the blocks before have a half and a quarter of it.
 
     Raises:
-        ValueError: if ``classes`` is less than 2.
+        ValueError: if ``classes`` is less than 2, or ``width`` less than 4.
     """
 
-    def __init__(self, classes: int, *, seed: int) -> None:
+    def __init__(self, classes: int, *, seed: int, width: int = 32) -> None:
         if classes < 2:
             raise ValueError(f"classes must be at least 2, got {classes}")
+        if width < 4:
+            raise ValueError(f"width must be at least 4, got {width}")
         super().__init__()
+        half, quarter = width // 2, width // 4
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.backbone = nn.Sequential(
@@ -63,13 +67,15 @@ class SmallCNN(nn.Module):
                     pool=nn.AvgPool2d(
                         2
                     ),  # 14x14 pixels tell the garments apart, at a quarter of the cost
-                    block1=_block(1, 8),
-                    block2=_block(8, 16),
-                    block3=_block(16, 32),
-                    features=nn.Sequential(nn.Flatten(), nn.Linear(32 * 2 * 2, 32), nn.ReLU()),
+                    block1=_block(1, quarter),
+                    block2=_block(quarter, half),
+                    block3=_block(half, width),
+                    features=nn.Sequential(
+                        nn.Flatten(), nn.Linear(width * 2 * 2, width), nn.ReLU()
+                    ),
                 )
             )
-            self.head = nn.Linear(32, classes)
+            self.head = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores ``(N, classes)`` for pictures ``(N, 1, 28, 28)``."""

@@ -138,3 +138,12 @@ def test_a_long_network_fits_the_page():
 def test_wrong_states_are_refused(states: dict[str, str], message: str):
     with pytest.raises(ValueError, match=message):
         draw(SmallCNN(5, seed=0), PICTURE, states=states)
+
+
+def test_a_legend_of_three_states_fits_on_the_sheet():
+    model = freeze(SmallCNN(10, seed=0), "head", "backbone.block1")
+    states = {"backbone.block2": "shared", "backbone.block3": "task-specific"}
+    figure = draw(freeze(model, "backbone.features"), PICTURE, states=states)
+    ends = [text.get_window_extent().x1 for text in figure.findobj(Text)
+            if (text.get_gid() or "").startswith("legend")]  # fmt: skip
+    assert len(ends) == 3 and max(ends) < figure.bbox.x1 - 5

@@ -92,6 +92,22 @@ def test_cost_stands_beside_accuracy_in_the_same_row():
         figures.cost_accuracy(scores, dict(reversed(seconds.items())))
 
 
+def test_cost_ratios_stand_where_they_are_and_say_so():
+    ratios = {
+        "three networks": {"weights": 3.0, "time": 2.5},
+        "pixels": {"weights": 1.0, "time": 2},
+    }
+    axes = figures.cost_ratios(ratios, to="shared").axes[0]
+    lines = [line for line in axes.lines if len(line.get_xdata()) == 2]
+    assert [list(line.get_xdata()) for line in lines] == [[1, 1], [3.0, 2.5], [1.0, 2]]
+    assert lines[0].get_color() == STATES["shared"].colour
+    texts = {text.get_text() for text in axes.texts}
+    assert texts == {"shared", *ratios, "3.00×", "2.50×", "1.00×", "2.00×"}
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["weights", "time"]
+    with pytest.raises(ValueError, match="the same costs"):
+        figures.cost_ratios({"a": {"weights": 1.0}, "b": {"time": 1.0}}, to="shared")
+
+
 def test_pictures_keep_their_order_and_say_right_and_wrong_without_colour():
     images = np.linspace(0, 1, 3 * 4).reshape(3, 1, 2, 2)
     figure = figures.picture_grid(images, ["a", "b", "c"], columns=2, marks=["right", "wrong", ""])

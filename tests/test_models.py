@@ -31,6 +31,18 @@ def test_small_cnn_is_a_backbone_and_a_head():
     ]  # fmt: skip
 
 
+def test_small_cnn_comes_in_other_widths():
+    model = SmallCNN(7, seed=0, width=19)
+    assert [tuple(p.shape) for p in model.parameters() if p.ndim > 1] == [
+        (4, 1, 3, 3), (9, 4, 3, 3), (19, 9, 3, 3), (19, 76), (7, 19),
+    ]  # fmt: skip
+    assert model(torch.rand(3, 1, 28, 28)).shape == (3, 7)
+    usual, same = SmallCNN(7, seed=0).state_dict(), SmallCNN(7, seed=0, width=32).state_dict()
+    assert all(torch.equal(usual[name], same[name]) for name in usual)
+    with pytest.raises(ValueError, match="width must be at least 4, got 3"):
+        SmallCNN(7, seed=0, width=3)
+
+
 @pytest.mark.parametrize("network", [SmallCNN, EfficientNet])
 def test_one_class_is_refused(network):
     with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
