@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ __all__ = [
     "dot_intervals",
     "line_bands",
     "picture_grid",
+    "pulls",
     "scatter_map",
 ]
 
@@ -73,7 +75,7 @@ def line_bands(
         raise ValueError("results must hold at least one method, got none")
     with sheet(3.7) as figure:
         axes = figure.subplots()
-        ends: list[tuple[float, Look]] = []
+        ends: list[tuple[float, float, Look]] = []
         for place, (name, values) in enumerate(results.items()):
             raw = np.asarray(values, dtype=float)
             if raw.ndim != 2 or raw.shape[1] != len(at):
@@ -81,7 +83,7 @@ def line_bands(
             look, (mean, half) = look_of(name, place), mean_and_spread(raw)
             axes.fill_between(at, mean - half, mean + half, color=look.colour, alpha=0.15, lw=0)
             axes.plot(at, mean, color=look.colour, ls=look.line, label=name, **_mark(look))
-            ends.append((float(mean[-1]), look))
+            ends.append((float(at[-1]), float(mean[-1]), look))
         if log:
             axes.set_xscale("log")
         axes.set_xticks(at, ticks if ticks is not None else [f"{v:g}" for v in at])
@@ -97,7 +99,7 @@ def line_bands(
             axes.text(
                 1, value, name, transform=right, color=QUIET, fontsize=9, ha="right", va="top"
             )
-        _label_ends(figure, axes, float(at[-1]), ends)
+        _label_ends(figure, axes, ends)
     return figure
 
 
@@ -256,17 +258,65 @@ def scatter_map(
     return figure
 
 
+def pulls(tasks: Mapping[str, Values], steps: Mapping[str, Values], *, title: str = "") -> Figure:
+    """Two tasks' gradients as arrows in the plane that they span, and the steps made of them.
+
+    tasks: two names -> (weights,). steps: name -> (weights,), each a sum of multiples of the two.
+    Two vectors span a plane, however many weights there are, so every length and angle is exact.
+    Where both losses fall is shaded. All are drawn as pulls, the way that training moves.
+
+    Raises ValueError if tasks are not two, or a step does not lie in their plane.
+    """
+    if len(tasks) != 2:
+        raise ValueError(f"tasks must be two, got {list(tasks)}")
+    vectors = {name: np.asarray(v, dtype=float) for name, v in {**tasks, **steps}.items()}
+    left, right = (vectors[name] / np.linalg.norm(vectors[name]) for name in tasks)
+    plane = np.stack([right - left, left + right])  # at a right angle, as both are of length 1
+    plane /= np.linalg.norm(plane, axis=1, keepdims=True).clip(1e-12)
+    tips = {name: plane @ vector for name, vector in vectors.items()}
+    size = max(float(np.linalg.norm(vector)) for vector in vectors.values())
+    for name, vector in vectors.items():
+        if np.linalg.norm(vector - tips[name] @ plane) > 1e-3 * size:
+            raise ValueError(f"{name!r} must lie in the plane of {' and '.join(tasks)}")
+    with sheet(4.2) as figure:
+        axes = figure.subplots()
+        side, up = 4 * size * np.array([plane[1] @ left, -(plane[0] @ left)])
+        axes.fill([0, -side, side], [0, up, up], color=FAINT, lw=0, zorder=0)
+        ends: list[tuple[float, float, Look]] = []
+        for name, tip in tips.items():
+            own = replace(STATES["task-specific"], label=name, line="-")
+            look = own if name in tasks else replace(look_of(name), label=name)
+            arrow: dict[str, Any] = {"arrowstyle": "-|>", "color": look.colour, "shrinkA": 0}
+            arrow |= {"lw": 3.5 if name in tasks else 1.8, "ls": look.line, "shrinkB": 0}
+            arrow["mutation_scale"] = 14 * min(1.0, 5 * float(np.linalg.norm(tip)) / size)
+            axes.annotate("", tip, (0, 0), arrowprops=arrow)
+            if name not in tasks:
+                ends.append((*tip, look))
+                continue
+            away = float(np.sign(tip[0]))  # the name stands half-way, on the outer side
+            note = axes.annotate(name, 0.55 * tip, (8 * away, -4), textcoords="offset points")
+            note.set(ha="left" if away > 0 else "right", va="top", color=look.text)
+        across, high = (max(abs(tip[i]) for tip in tips.values()) for i in (0, 1))
+        high = max(1.3 * high, across / 0.72, 0.6 * size)  # a page of 8 to 5
+        axes.set(xlim=(-0.88 * high, 0.88 * high), ylim=(-0.1 * high, high), aspect="equal")
+        axes.set(xlabel="length", ylabel="length")
+        axes.text(0, 0.97 * high, "both losses fall", color=QUIET, ha="center", va="top")
+        axes.set_title(title, loc="left")
+        _label_ends(figure, axes, ends)
+    return figure
+
+
 def _mark(look: Look) -> dict[str, Any]:
     """A look's marker, as keywords of `Axes.plot`."""
     inside, edge = (look.colour, "white") if look.filled else ("white", look.colour)
     return {"marker": look.marker, "ms": 7.5, "mfc": inside, "mec": edge, "mew": 1.0}
 
 
-def _label_ends(figure: Figure, axes: Axes, x: float, ends: Sequence[tuple[float, Look]]) -> None:
-    """Write each line's name beside its last point, moved apart where names would overlap."""
+def _label_ends(figure: Figure, axes: Axes, ends: Sequence[tuple[float, float, Look]]) -> None:
+    """Write each line's name right of its end (x, y), moved apart where names would overlap."""
     notes: list[Annotation] = []
     right = axes.get_yaxis_transform()  # x from 0 to 1 across the axes, y in data
-    for y, look in ends:
+    for x, y, look in ends:
         stem = {"arrowstyle": "-", "color": look.colour, "lw": 0.8, "relpos": (0, 0.5)}
         stem |= {"shrinkA": 2, "shrinkB": 5}
         name = textwrap.fill(look.label, 16)
@@ -277,7 +327,7 @@ def _label_ends(figure: Figure, axes: Axes, x: float, ends: Sequence[tuple[float
     inverse = axes.transData.inverted()
     boxes = [Text.get_window_extent(note).transformed(inverse) for note in notes]  # without stems
     low, high = axes.get_ylim()
-    y = spread([e for e, _ in ends], [1.2 * abs(b.height) for b in boxes], low, high)
+    y = spread([y for _, y, _ in ends], [1.2 * abs(b.height) for b in boxes], low, high)
     for note, place in zip(notes, y, strict=True):
         note.set_y(float(place))
 

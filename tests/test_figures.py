@@ -115,6 +115,24 @@ def test_a_map_gives_each_class_a_marker_and_its_name():
     assert names == {"cat": (0, 0.5), "dog": (3, 2.5)} and not before.texts
 
 
+def test_pulls_keep_lengths_and_angles_and_shade_where_both_losses_fall():
+    one, other = RANDOM.standard_normal((2, 500))
+    step = 0.5 * one + 0.2 * other
+    axes = figures.pulls({"left": one, "right": other}, {"PCGrad": step}).axes[0]
+    arrows = [note for note in axes.texts if isinstance(note, Annotation) and not note.get_text()]
+    tips = np.array([arrow.xy for arrow in arrows])
+    vectors = np.stack([one, other, step])
+    assert tips @ tips.T == pytest.approx(vectors @ vectors.T)
+    assert tips[0, 0] < 0 < tips[1, 0] and tips[0, 1] > 0
+    corners = axes.patches[0].get_xy()[1:3]  # each at a right angle to one pull, along the other
+    products = np.sort(corners @ tips[:2].T, axis=1)
+    assert products[:, 0] == pytest.approx(0, abs=1e-6) and (products[:, 1] > 1).all()
+    with pytest.raises(ValueError, match="'PCGrad' must lie in the plane of left and right"):
+        figures.pulls({"left": one, "right": other}, {"PCGrad": one**2})
+    with pytest.raises(ValueError, match="tasks must be two, got"):
+        figures.pulls({"left": one}, {"PCGrad": step})
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
