@@ -284,7 +284,7 @@ def fit_tasks(
     """
     optimizer = adamw(dict(model.named_parameters()), learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    shared = list(model.backbone.parameters())
+    shared, heads = list(model.backbone.parameters()), list(model.heads.parameters())
     history: list[Tensor] = []
     cosines: list[Tensor] = []
     start = time.perf_counter()
@@ -294,7 +294,7 @@ def fit_tasks(
         _check(losses, tasks, labels[rows], step)
         gradients = task_gradients(losses, model.backbone)
         optimizer.zero_grad()
-        losses.sum().backward()  # right for the heads; the backbone's part is replaced
+        losses.sum().backward(inputs=heads)
         parts = combine(gradients).split([p.numel() for p in shared])
         for parameter, part in zip(shared, parts, strict=True):
             parameter.grad = part.view_as(parameter)
