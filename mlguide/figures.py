@@ -293,8 +293,8 @@ def pulls(tasks: Mapping[str, Values], steps: Mapping[str, Values], *, title: st
             if name not in tasks:
                 ends.append((*tip, look))
                 continue
-            away = float(np.sign(tip[0]))  # the name stands half-way, on the outer side
-            note = axes.annotate(name, 0.55 * tip, (8 * away, -4), textcoords="offset points")
+            away = float(np.sign(tip[0]))  # the name stands on the outer side, clear of the stems
+            note = axes.annotate(name, 0.35 * tip, (8 * away, -4), textcoords="offset points")
             note.set(ha="left" if away > 0 else "right", va="top", color=look.text)
         across, high = (max(abs(tip[i]) for tip in tips.values()) for i in (0, 1))
         high = max(1.3 * high, across / 0.72, 0.6 * size)  # a page of 8 to 5
