@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -52,6 +53,7 @@ __all__ = [
     "heat_map",
     "line_bands",
     "picture_grid",
+    "pulls",
     "scatter_map",
     "tradeoff",
 ]
@@ -345,6 +347,54 @@ def picture_grid(
                 frame = Rectangle((0, 0), 1, 1, transform=axes.transAxes, clip_on=False, fill=False)
                 frame.set(edgecolor=look.colour, linewidth=3, linestyle=look.line)
                 axes.add_patch(frame)
+    return figure
+
+
+def pulls(tasks: Mapping[str, Values], steps: Mapping[str, Values], *, title: str = "") -> Figure:
+    """Two tasks' gradients as arrows in the plane that they span, and the steps made of them.
+
+    tasks: two names -> (weights,). steps: name -> (weights,), each a sum of multiples of the two.
+    Two vectors span a plane, however many weights there are, so every length and angle is exact.
+    Where both losses fall is shaded. All are drawn as pulls, the way that training moves.
+
+    Raises ValueError if tasks are not two, or a step does not lie in their plane.
+    """
+    if len(tasks) != 2:
+        raise ValueError(f"tasks must be two, got {list(tasks)}")
+    vectors = {name: np.asarray(v, dtype=float) for name, v in {**tasks, **steps}.items()}
+    left, right = (vectors[name] / np.linalg.norm(vectors[name]) for name in tasks)
+    plane = np.stack([right - left, left + right])  # at a right angle, as both are of length 1
+    plane /= np.linalg.norm(plane, axis=1, keepdims=True).clip(1e-12)
+    tips = {name: plane @ vector for name, vector in vectors.items()}
+    size = max(float(np.linalg.norm(vector)) for vector in vectors.values())
+    for name, vector in vectors.items():
+        if np.linalg.norm(vector - tips[name] @ plane) > 1e-3 * size:
+            raise ValueError(f"{name!r} must lie in the plane of {' and '.join(tasks)}")
+    with sheet(4.2) as figure:
+        axes = figure.subplots()
+        side, up = 4 * size * np.array([plane[1] @ left, -(plane[0] @ left)])
+        axes.fill([0, -side, side], [0, up, up], color=FAINT, lw=0, zorder=0)
+        ends: list[tuple[float, float, Look]] = []
+        for name, tip in tips.items():
+            own = replace(STATES["task-specific"], label=name, line="-")
+            look = own if name in tasks else replace(look_of(name), label=name)
+            arrow: dict[str, Any] = {"arrowstyle": "-|>", "color": look.colour, "shrinkA": 0}
+            arrow |= {"lw": 3.5 if name in tasks else 1.8, "ls": look.line, "shrinkB": 0}
+            arrow["mutation_scale"] = 14 * min(1.0, 5 * float(np.linalg.norm(tip)) / size)
+            axes.annotate("", tip, (0, 0), arrowprops=arrow)
+            if name not in tasks:
+                ends.append((*tip, look))
+                continue
+            away = float(np.sign(tip[0]))  # the name stands on the outer side, clear of the stems
+            note = axes.annotate(name, 0.35 * tip, (8 * away, -4), textcoords="offset points")
+            note.set(ha="left" if away > 0 else "right", va="top", color=look.text)
+        across, high = (max(abs(tip[i]) for tip in tips.values()) for i in (0, 1))
+        high = max(1.3 * high, across / 0.72, 0.6 * size)  # a page of 8 to 5
+        axes.set(xlim=(-0.88 * high, 0.88 * high), ylim=(-0.1 * high, high), aspect="equal")
+        axes.set(xlabel="length", ylabel="length")
+        axes.text(0, 0.97 * high, "both losses fall", color=QUIET, ha="center", va="top")
+        axes.set_title(title, loc="left")
+        _label_ends(figure, axes, ends)
     return figure
 
 

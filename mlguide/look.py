@@ -79,7 +79,7 @@ CLASSES = [
 NEUTRAL = Look("", "#555555")
 
 # What starts from another model wears the colour of its state; what starts alone is grey.
-_FROZEN, _TRAINED = STATES["frozen"], STATES["trained"]
+_FROZEN, _TRAINED, _SHARED = STATES["frozen"], STATES["trained"], STATES["shared"]
 METHODS: dict[str, Look] = {
     look.label: look
     for look in (
@@ -108,6 +108,12 @@ METHODS: dict[str, Look] = {
         replace(STATES["shared"], label="old answers"),
         replace(STATES["new"], label="LoRA, left on", line="--", filled=False),
         replace(STATES["new"], label="LoRA, taken off", marker="D"),
+        replace(_SHARED, label="unit weights"),
+        replace(_SHARED, label="tuned weight", line="-", marker="o"),
+        replace(_SHARED, label="mean", filled=False),
+        replace(_SHARED, label="PCGrad", line="-.", marker="^"),
+        replace(_SHARED, label="MGDA", line=":", marker="v"),
+        Look("one network each", "#333333", marker="s"),
         Look("from scratch", "#333333", marker="^"),
         Look("scratch + augmentation", "#777777", line="--", marker="D", filled=False),
         Look("pixels", "#808080", line=":", marker="X"),

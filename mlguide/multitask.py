@@ -241,6 +241,7 @@ def mgda(gradients: Tensor, *, steps: int = 250) -> Tensor:
     """
     products = gradients @ gradients.T
     weights = torch.full((len(gradients),), 1 / len(gradients)).to(gradients)
+    precision = 4 * torch.finfo(gradients.dtype).eps * products.diagonal().amax().sqrt()
     for _ in range(steps):
         towards = int((products @ weights).argmin())
         step = -weights.clone()
@@ -248,7 +249,7 @@ def mgda(gradients: Tensor, *, steps: int = 250) -> Tensor:
         length = step @ products @ step
         far = (-(weights @ products @ step) / length.clamp_min(1e-30)).clamp(0, 1)
         weights += far * step
-        if far * length.sqrt() <= 1e-12 * products.diagonal().amax().sqrt():
+        if far * length.sqrt() <= precision:
             break
     return weights @ gradients
 
@@ -284,7 +285,7 @@ def fit_tasks(
     """
     optimizer = adamw(dict(model.named_parameters()), learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    shared = list(model.backbone.parameters())
+    shared, heads = list(model.backbone.parameters()), list(model.heads.parameters())
     history: list[Tensor] = []
     cosines: list[Tensor] = []
     start = time.perf_counter()
@@ -294,7 +295,7 @@ def fit_tasks(
         _check(losses, tasks, labels[rows], step)
         gradients = task_gradients(losses, model.backbone)
         optimizer.zero_grad()
-        losses.sum().backward()  # right for the heads; the backbone's part is replaced
+        losses.sum().backward(inputs=heads)
         parts = combine(gradients).split([p.numel() for p in shared])
         for parameter, part in zip(shared, parts, strict=True):
             parameter.grad = part.view_as(parameter)

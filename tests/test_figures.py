@@ -242,3 +242,21 @@ def test_heat_map_says_mean_and_interval_of_each_cell_and_frames_the_best_of_a_c
     assert len(hatched) == 2  # a grey print tells loss from gain
     with pytest.raises(ValueError, match=r"\(seeds, 2, 1\).*\(2, 2, 2\)"):
         figures.heat_map(["head", "all"], ["dark"], values, label="gain")
+
+
+def test_pulls_keep_lengths_and_angles_and_shade_where_both_losses_fall():
+    one, other = RANDOM.standard_normal((2, 500))
+    step = 0.5 * one + 0.2 * other
+    axes = figures.pulls({"left": one, "right": other}, {"PCGrad": step}).axes[0]
+    arrows = [note for note in axes.texts if isinstance(note, Annotation) and not note.get_text()]
+    tips = np.array([arrow.xy for arrow in arrows])
+    vectors = np.stack([one, other, step])
+    assert tips @ tips.T == pytest.approx(vectors @ vectors.T)
+    assert tips[0, 0] < 0 < tips[1, 0] and tips[0, 1] > 0
+    corners = axes.patches[0].get_xy()[1:3]  # each at a right angle to one pull, along the other
+    products = np.sort(corners @ tips[:2].T, axis=1)
+    assert products[:, 0] == pytest.approx(0, abs=1e-6) and (products[:, 1] > 1).all()
+    with pytest.raises(ValueError, match="'PCGrad' must lie in the plane of left and right"):
+        figures.pulls({"left": one, "right": other}, {"PCGrad": one**2})
+    with pytest.raises(ValueError, match="tasks must be two, got"):
+        figures.pulls({"left": one}, {"PCGrad": step})
