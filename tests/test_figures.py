@@ -92,6 +92,30 @@ def test_cost_stands_beside_accuracy_in_the_same_row():
         figures.cost_accuracy(scores, dict(reversed(seconds.items())))
 
 
+def test_size_and_accuracy_share_a_point_and_names_stay_off_a_family():
+    sizes = {"head only": 165, "LoRA, rank 1": 606, "LoRA, rank 2": 1047, "all weights": 10237}
+    scores = {name: [0.5 + i / 10, 0.6 + i / 10] for i, name in enumerate(sizes)}
+    axes = figures.size_accuracy(
+        sizes, scores, xlabel="parameters", joined={"LoRA": ["LoRA, rank 1", "LoRA, rank 2"]}
+    ).axes[0]
+    assert axes.get_xscale() == "log"
+    names = {text.get_text(): (text.xy, text.get_va()) for text in axes.texts}
+    assert names["all weights"][0] == (10237, pytest.approx(interval(scores["all weights"]).low))
+    assert {name: va for name, (_, va) in names.items()} == {
+        "head only": "top",
+        "LoRA\nrank 1": "bottom",
+        "LoRA\nrank 2": "bottom",
+        "all weights": "top",
+    }
+    line = axes.lines[-1]
+    assert list(line.get_xdata()) == [606, 1047]
+    assert list(line.get_ydata()) == pytest.approx([0.65, 0.75])
+    with pytest.raises(ValueError, match="must be the same"):
+        figures.size_accuracy(sizes, dict(reversed(scores.items())), xlabel="parameters")
+    with pytest.raises(ValueError, match="must be \\(seeds,\\)"):
+        figures.size_accuracy({"LoRA": 1}, {"LoRA": [[1, 2]]}, xlabel="parameters")
+
+
 def test_pictures_keep_their_order_and_say_right_and_wrong_without_colour():
     images = np.linspace(0, 1, 3 * 4).reshape(3, 1, 2, 2)
     figure = figures.picture_grid(images, ["a", "b", "c"], columns=2, marks=["right", "wrong", ""])
