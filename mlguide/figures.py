@@ -55,6 +55,7 @@ __all__ = [
     "picture_grid",
     "pulls",
     "scatter_map",
+    "size_accuracy",
     "tradeoff",
 ]
 
@@ -211,6 +212,51 @@ def cost_accuracy(
         right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if slow < 20 * fast else (1, 3)))
         right.xaxis.set_major_formatter("{x:g}")
         right.xaxis.set_minor_locator(NullLocator())
+    return figure
+
+
+def size_accuracy(
+    sizes: Mapping[str, float],
+    scores: Mapping[str, Values],
+    *,
+    xlabel: str,
+    metric: str = "accuracy",
+    joined: Mapping[str, Sequence[str]] | None = None,
+) -> Figure:
+    """What each method reaches against its size (log axis): mean and 95% interval, by name.
+
+    sizes: name -> parameters, bytes, …; scores: name -> (seeds,). joined: name of a family -> its
+    members in order, joined by a line; their names stand above them, those of the others below.
+
+    Raises ValueError if the two name different methods, there are none, or one is not (seeds,).
+    """
+    if list(sizes) != list(scores) or not scores:
+        raise ValueError(f"sizes has {list(sizes)}, scores has {list(scores)}: must be the same")
+    families = dict(joined or {})
+    members = {name for family in families.values() for name in family}
+    means: dict[str, float] = {}
+    with sheet(3.9) as figure:
+        axes = figure.subplots()
+        axes.set(xscale="log", xlabel=xlabel, ylabel=metric)
+        for place, (name, values) in enumerate(scores.items()):
+            raw = np.asarray(values, dtype=float)
+            if raw.ndim != 1:
+                raise ValueError(f"{name!r} must be (seeds,), got {raw.shape}")
+            look, (mean, half) = look_of(name, place), mean_and_spread(raw)
+            axes.errorbar(sizes[name], mean, half, color=look.colour, lw=2.2, **_mark(look))
+            means[name], above = float(mean), name in members
+            end, shift, va = (mean + half, 5, "bottom") if above else (mean - half, -5, "top")
+            text, where = look.label.replace(", ", "\n"), (sizes[name], end)
+            note = axes.annotate(text, where, (0, shift), textcoords="offset points", fontsize=9.5)
+            note.set(color=look.text, ha="center", va=va, path_effects=HALO)
+        for family, names in families.items():
+            at, look = [sizes[name] for name in names], look_of(family)
+            axes.plot(at, [means[n] for n in names], color=look.colour, ls=look.line, zorder=1)
+        axes.margins(x=0.08, y=0.2)
+        axes.grid(axis="y")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_locator(NullLocator())
     return figure
 
 

@@ -260,3 +260,27 @@ def test_pulls_keep_lengths_and_angles_and_shade_where_both_losses_fall():
         figures.pulls({"left": one, "right": other}, {"PCGrad": one**2})
     with pytest.raises(ValueError, match="tasks must be two, got"):
         figures.pulls({"left": one}, {"PCGrad": step})
+
+
+def test_size_and_accuracy_share_a_point_and_names_stay_off_a_family():
+    sizes = {"head only": 165, "LoRA, rank 1": 606, "LoRA, rank 2": 1047, "all weights": 10237}
+    scores = {name: [0.5 + i / 10, 0.6 + i / 10] for i, name in enumerate(sizes)}
+    axes = figures.size_accuracy(
+        sizes, scores, xlabel="parameters", joined={"LoRA": ["LoRA, rank 1", "LoRA, rank 2"]}
+    ).axes[0]
+    assert axes.get_xscale() == "log"
+    names = {text.get_text(): (text.xy, text.get_va()) for text in axes.texts}
+    assert names["all weights"][0] == (10237, pytest.approx(interval(scores["all weights"]).low))
+    assert {name: va for name, (_, va) in names.items()} == {
+        "head only": "top",
+        "LoRA\nrank 1": "bottom",
+        "LoRA\nrank 2": "bottom",
+        "all weights": "top",
+    }
+    line = axes.lines[-1]
+    assert list(line.get_xdata()) == [606, 1047]
+    assert list(line.get_ydata()) == pytest.approx([0.65, 0.75])
+    with pytest.raises(ValueError, match="must be the same"):
+        figures.size_accuracy(sizes, dict(reversed(scores.items())), xlabel="parameters")
+    with pytest.raises(ValueError, match="must be \\(seeds,\\)"):
+        figures.size_accuracy({"LoRA": 1}, {"LoRA": [[1, 2]]}, xlabel="parameters")
