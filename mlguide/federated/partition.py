@@ -51,8 +51,8 @@ def dirichlet(
     """As many examples for each client, its mix of classes drawn from a Dirichlet distribution.
 
     A large ``alpha`` gives every client the mix of all, a small one hardly more than one class.
-    Each client draws its mix, then its examples one by one, of the classes that are left (Hsu et
-    al. 2019, arXiv:1909.06335). What does not go evenly is left out.
+    Each client draws its mix, then its examples, of the classes that are left (Hsu et al. 2019,
+    arXiv:1909.06335). What does not go evenly is left out.
 
     Args:
         labels: ``(N,)`` int64. alpha: above 0.
@@ -76,13 +76,15 @@ def dirichlet(
     mine: list[Tensor] = []
     for mix in mixes:
         drawn: list[int] = []
-        while len(drawn) < len(labels) // clients:
+        while missing := len(labels) // clients - len(drawn):
             left = torch.tensor([float(len(pool) > 0) for pool in pools], dtype=torch.float64)
             chances = mix * left
             if not chances.sum() > 0:  # all of this client's classes are given away
                 chances = left
-            label = int(torch.multinomial(chances, 1, generator=generator))
-            drawn.append(pools[label].pop())
+            wanted = torch.multinomial(chances, missing, replacement=True, generator=generator)
+            for label, count in enumerate(torch.bincount(wanted, minlength=len(pools)).tolist()):
+                drawn += pools[label][:count]
+                del pools[label][:count]
         mine.append(torch.tensor(drawn))
     return mine
 

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mlguide.federated.aggregation import Aggregator, ServerOptimizer, mean
 from mlguide.federated.client import (
@@ -105,7 +106,8 @@ def stacked_sgd(
         share = real / real.sum(1, keepdim=True).clamp(min=1)
         x, y = (part[client, rows.clamp(min=0)] for part in (inputs, labels))
         # The clients share no weight, so the gradient of the sum is each client's own gradient.
-        total = vmap(of_one)(local, x, y, share).sum()
+        with sdpa_kernel(SDPBackend.MATH):  # of the kinds of attention, the one that can be stacked
+            total = vmap(of_one)(local, x, y, share).sum()
         gradients = torch.autograd.grad(total, list(local.values()))
         rates = learning_rate * real.amax(1)  # 0 for a client that has finished
         with torch.no_grad():
@@ -243,9 +245,13 @@ class Federation:
         self.per_round = total if self.per_round is None else self.per_round
         if not 1 <= self.per_round <= total:
             raise ValueError(f"per_round must be 1 to {total}, got {self.per_round}")
-        for name in ("dropout", "proximal"):
-            if not getattr(self, name) >= 0 or (name == "dropout" and self.dropout >= 1):
-                raise ValueError(f"{name} is out of range: got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be from 0 to less than 1, got {self.dropout}")
+        if not self.learning_rate > 0 or not self.proximal >= 0:
+            raise ValueError(
+                "learning_rate must be above 0 and proximal must be at least 0; "
+                f"got {self.learning_rate} and {self.proximal}"
+            )
         self.weights = trained_weights(self.model)
         vector = to_vector(self.weights)
         self.memory: dict[str, Tensor] = {}  # of the server's optimizer
