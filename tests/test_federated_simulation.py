@@ -197,6 +197,19 @@ def test_orders_differ_between_clients_and_epochs():
     assert len(orders) == 4
 
 
+def test_a_client_draws_the_same_batches_alone_and_among_others():
+    def of(sizes: list[int], clients: list[int]) -> Tensor:
+        own = [client.client_generator(3, 5, k) for k in clients]
+        return client.draw_batches(sizes, 4, 2, own)
+
+    together, alone = of([9, 30, 5], [0, 1, 2]), of([5], [2])[0]
+    found = together[2][(together[2] >= 0).any(1)]
+    assert torch.equal(found, alone)
+    draws = {torch.rand((), generator=client.client_generator(s, r, k)).item()
+             for s in range(5) for r in range(20) for k in range(50)}  # fmt: skip
+    assert len(draws) > 4990
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [

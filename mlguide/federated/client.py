@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 __all__ = [
     "ExampleLoss",
     "Weights",
+    "client_generator",
     "cross_entropy",
     "draw_batches",
     "local_sgd",
@@ -42,7 +44,10 @@ def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def draw_batches(
-    sizes: Sequence[int], batch_size: int | None, epochs: int, generator: torch.Generator
+    sizes: Sequence[int],
+    batch_size: int | None,
+    epochs: int,
+    generator: torch.Generator | Sequence[torch.Generator],
 ) -> Tensor:
     """Which examples each local step of K clients sees: ``(K, steps, batch)`` int64.
 
@@ -51,6 +56,7 @@ def draw_batches(
 
     Args:
         sizes: how many examples each client has. batch_size: None takes them all at once.
+        generator: one for all, or one for each client, whose batches then depend on no other's.
 
     Raises:
         ValueError: if ``batch_size``, ``epochs`` or a size is less than 1.
@@ -58,13 +64,22 @@ def draw_batches(
     for name, value in (("sizes", min(sizes)), ("batch_size", batch_size), ("epochs", epochs)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    most = max(sizes)
-    width = most if batch_size is None else min(batch_size, most)
-    steps = -(-most // width)
+    own = [generator] * len(sizes) if isinstance(generator, torch.Generator) else generator
+    draws = [torch.rand(size, epochs, generator=g) for size, g in zip(sizes, own, strict=True)]
+    padded = pad_sequence(draws, batch_first=True, padding_value=torch.inf).mT
+    most = padded.shape[-1]
     missing = torch.arange(most) >= torch.tensor(sizes)[:, None, None]
-    draws = torch.rand(len(sizes), epochs, most, generator=generator)
-    order = draws.masked_fill(missing, torch.inf).argsort(-1).masked_fill(missing, -1)
-    return F.pad(order, (0, steps * width - most), value=-1).view(len(sizes), -1, width)
+    order = padded.argsort(-1).masked_fill(missing, -1)
+    width = most if batch_size is None else min(batch_size, most)
+    return F.pad(order, (0, -most % width), value=-1).view(len(sizes), -1, width)
+
+
+def client_generator(seed: int, round: int, client: int) -> torch.Generator:
+    """What a client draws from in a round; nothing else shares it.
+
+    So on its own device, knowing these three numbers, it draws what the simulation draws for it.
+    """
+    return torch.Generator().manual_seed((seed * 1_000_003 + round) * 1_000_003 + client)
 
 
 def local_sgd(

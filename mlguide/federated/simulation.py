@@ -27,6 +27,7 @@ from mlguide.federated.client import (
     ExampleLoss,
     Weights,
     check_no_statistics,
+    client_generator,
     cross_entropy,
     draw_batches,
     local_sgd,
@@ -286,7 +287,7 @@ class Federation:
         control, controls, memory = self.control, self.controls, dict(self.memory)
         vector, refused = to_vector(self.weights), mine[:0]
         if len(mine):
-            updates, steps = self._train(mine, generator)
+            updates, steps = self._train(mine, number)
             if self.scaffold:
                 rate = (steps * self.learning_rate)[:, None]
                 new = controls[mine] - control - updates / rate
@@ -315,10 +316,11 @@ class Federation:
             return (torch.rand(total, generator=generator) < wanted / total).nonzero()[:, 0]
         return torch.randperm(total, generator=generator)[:wanted].sort().values
 
-    def _train(self, mine: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _train(self, mine: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """Updates ``(m, P)`` of these clients, and how many local steps each took ``(m,)``."""
         sizes = self.sizes[mine].tolist()
-        batches = draw_batches(sizes, self.batch_size, self.epochs, generator)
+        own = [client_generator(self.seed, number, k) for k in mine.tolist()]
+        batches = draw_batches(sizes, self.batch_size, self.epochs, own)
         corrections = None
         if self.scaffold:
             corrections = to_weights(self.control - self.controls[mine], self.weights)
