@@ -365,6 +365,25 @@ def split(
     return pictures.take(in_first.nonzero()[:, 0]), pictures.take((~in_first).nonzero()[:, 0])
 
 
+def turn(images: Tensor, degrees: Tensor) -> Tensor:
+    """Each picture turned about its middle by its own angle, counter-clockwise if it is positive.
+
+    images: (N, channels, side, side) float32 or float64 in [0, 1]; so is what is returned. What
+    comes in at the corners is black. degrees: (N,).
+    Raises ValueError for images of another shape, dtype or range, or another number of angles.
+    """
+    _check_square(images)
+    if degrees.shape != (len(images),):
+        raise ValueError(f"degrees must be ({len(images)},), got {tuple(degrees.shape)}")
+    # grid_sample asks, for each place in the new picture, where it was in the old one, with y
+    # pointing down: so this is the matrix that turns back.
+    angle = degrees.to(images.dtype).deg2rad()
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    back = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).reshape(-1, 2, 3)
+    grid = affine_grid(back, list(images.shape), align_corners=False)
+    return grid_sample(images, grid, align_corners=False).clamp(0, 1)
+
+
 class Posed(NamedTuple):
     """What `pose` returns: the new pictures, and what was done to each."""
 
@@ -388,9 +407,7 @@ def pose(
     the dtype, so seeds stay comparable. With degrees=0 and invert=0 the pictures are unchanged.
     Raises ValueError for images of another shape, dtype or range, or settings out of range.
     """
-    _check_images(images, (torch.float32, torch.float64))
-    if images.shape[2] != images.shape[3]:
-        raise ValueError(f"images must be square to be turned; got {tuple(images.shape)}")
+    _check_square(images)
     if not 0 <= degrees <= 180:
         raise ValueError(f"degrees must be 0 to 180; got {degrees}")
     if not 0 <= invert <= 1:
@@ -400,15 +417,14 @@ def pose(
     ).to(images.device)
     turns = ((2 * draws[0] - 1) * degrees).to(images.dtype)
     inverted = draws[1] < invert
-    turned = images
-    if degrees > 0:
-        # grid_sample asks, for each place in the new picture, where it was in the old one, with y
-        # pointing down: so this is the matrix that turns back.
-        cos, sin, zero = turns.deg2rad().cos(), turns.deg2rad().sin(), torch.zeros_like(turns)
-        back = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).reshape(-1, 2, 3)
-        grid = affine_grid(back, list(images.shape), align_corners=False)
-        turned = grid_sample(images, grid, align_corners=False).clamp(0, 1)
+    turned = turn(images, turns) if degrees > 0 else images
     return Posed(torch.where(inverted[:, None, None, None], 1 - turned, turned), turns, inverted)
+
+
+def _check_square(images: Tensor) -> None:
+    _check_images(images, (torch.float32, torch.float64))
+    if images.shape[2] != images.shape[3]:
+        raise ValueError(f"images must be square to be turned; got {tuple(images.shape)}")
 
 
 def _check_images(images: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:

@@ -7,6 +7,7 @@ exactly these two parts, and the backbone is a row of named blocks that can be c
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mlguide.data import ALPHABET
 
 __all__ = [
     "BASES",
+    "MLP",
     "CharTransformer",
     "EfficientNet",
     "SmallCNN",
@@ -80,6 +82,38 @@ class SmallCNN(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Scores ``(N, classes)`` for pictures ``(N, 1, 28, 28)``."""
         return self.head(self.backbone(images))
+
+
+class MLP(nn.Module):
+    """Layers of numbers, each connected with all of the last: the small network of many phones.
+
+    Input: anything of ``inputs`` numbers each, ``(N, ...)``; output: scores ``(N, classes)``.
+    ``hidden`` are the layers' sizes, each with a ReLU; with none it is logistic regression.
+    ``seed`` draws the first weights.
+
+    Raises:
+        ValueError: if a size is less than 1, or ``classes`` less than 2.
+    """
+
+    def __init__(self, inputs: int, hidden: Sequence[int], classes: int, *, seed: int) -> None:
+        if classes < 2 or min(inputs, *hidden, classes) < 1:
+            raise ValueError(
+                "inputs and hidden must be at least 1, classes at least 2; "
+                f"got {inputs}, {tuple(hidden)} and {classes}"
+            )
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            layers = {
+                f"layer{i + 1}": nn.Sequential(nn.Linear(*sizes), nn.ReLU())
+                for i, sizes in enumerate(pairwise([inputs, *hidden]))
+            }
+            self.backbone = nn.Sequential(OrderedDict(flatten=nn.Flatten(), **layers))
+            self.head = nn.Linear([inputs, *hidden][-1], classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Scores ``(N, classes)`` for inputs ``(N, ...)``."""
+        return self.head(self.backbone(inputs))
 
 
 def load_base(name: str, seed: int) -> SmallCNN:

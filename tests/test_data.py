@@ -613,3 +613,16 @@ def test_pose_follows_its_seed_and_takes_as_many_numbers_whatever_it_does() -> N
 def test_pose_is_checked(images: torch.Tensor, settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         data.pose(images, seeded(0), **settings)
+
+
+def test_turn_by_quarters_is_exact_and_each_picture_has_its_own_angle():
+    images = torch.rand(3, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    turned = data.turn(images, torch.tensor([0.0, 90.0, -90.0]))
+    expected = [images[0], images[1].rot90(1, (1, 2)), images[2].rot90(-1, (1, 2))]
+    torch.testing.assert_close(turned, torch.stack(expected), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("degrees", [torch.zeros(2), torch.zeros(3, 1)])
+def test_turn_wants_an_angle_for_each_picture(degrees: torch.Tensor):
+    with pytest.raises(ValueError, match=r"degrees must be \(3,\)"):
+        data.turn(torch.zeros(3, 1, 4, 4), degrees)
