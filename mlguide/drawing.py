@@ -419,7 +419,7 @@ def _crowd(axes: Axes, view: RoundView, step: int, shown: int) -> None:
         0.1, 5.99, f"{view.phones} phones{asked}{more}", size=12, va="center", color=look.text
     )
     down, up = count * view.down * (step > 1), count * view.up * (step > 3)
-    text = f"so far {down:,} bytes down, {up:,} bytes up"
+    text = f"this round: {down:,} bytes down, {up:,} bytes up"
     axes.text(0.1, 6.22, text, size=12, va="center", weight="bold")
 
 

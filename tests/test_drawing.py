@@ -187,7 +187,7 @@ def test_a_round_shows_the_weights_where_they_are_and_counts_what_went_over_the_
     )
     words = [text.get_text() for text in figure.axes[0].texts]
     down, up = (3000 if step > 1 else 0), (1200 if step > 3 else 0)
-    assert f"so far {down:,} bytes down, {up:,} bytes up" in words
+    assert f"this round: {down:,} bytes down, {up:,} bytes up" in words
     assert any("phone 8" in word for word in words) and "18 pictures" in words
     assert ("0.10 → 0.45" if step == 5 else "0.10") in words
     assert ("loss\n2.00\n→ 0.11" in words) == (step > 2)  # of phone 8
@@ -207,7 +207,7 @@ def test_a_round_with_many_phones_draws_four_and_counts_all():
     words = [text.get_text() for text in figure.axes[0].texts]
     assert sum(word.endswith("pictures") for word in words) == 4
     assert "20 phones, 10 asked, 4 drawn" in words
-    assert "so far 10,000 bytes down, 4,000 bytes up" in words
+    assert "this round: 10,000 bytes down, 4,000 bytes up" in words
     with pytest.raises(ValueError, match="step must be 1 to 5, got 6"):
         drawing.draw_round(round_view([1]), 6)
 
