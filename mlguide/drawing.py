@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 from torch import Tensor, nn
 
 from mlguide.look import FAINT, INK, QUIET, STATES, WIDTH, sheet
 
-__all__ = ["draw"]
+__all__ = ["RoundView", "draw", "draw_round"]
 
 PER_ROW = 7  # columns beside the picture's; a longer network goes on in the next row
 LINE, BRANCH, TALLEST = 0.178, 0.62, 1.2  # inches: a line of text, a branch, the tallest slab
@@ -284,3 +285,170 @@ def _legend(axes: Axes, blocks: list[Block], y: float) -> None:
             x += 0.36
             label = axes.text(x, y, f"{look.symbol} {state} {total:,}", gid=f"legend {state}")
             label.set(color=look.text, weight="bold", va="center", fontsize=size)
+
+
+@dataclass(frozen=True)
+class RoundView:
+    """What `draw_round` shows of one round of a federation, all of it taken from the live one.
+
+    Weights are shown as pictures, such as those of one unit: (h, w) each. asked: the numbers of
+    the m phones that were asked, out of phones, and sizes: how many pictures each has. before,
+    after: of the server. trained: (m, h, w), what each phone ended with. pictures: (m, 4, H, W)
+    in [0, 1], four of each phone's own. losses: (m, 2), of each phone on its own pictures before
+    and after its training. accuracy: of the server's model before and after. down, up: bytes to
+    and from one phone.
+    """
+
+    phones: int
+    asked: Sequence[int]
+    sizes: Sequence[int]
+    before: Tensor
+    after: Tensor
+    trained: Tensor
+    pictures: Tensor
+    losses: Tensor
+    accuracy: tuple[float, float]
+    down: int
+    up: int
+
+
+ROUND_STEPS = (
+    "The server has a model, the phones have the pictures",
+    "The server sends its weights to the phones it asks",
+    "Each phone trains on its own pictures",
+    "What changed comes back; the pictures stay",
+    "The server moves by the mean of the updates",
+)
+DRAWN = 4  # phones that have room on the sheet
+
+
+def draw_round(view: RoundView, step: int) -> Figure:
+    """One round of a federation in slow motion, step 1 to 5: who holds what, and what travels.
+
+    At most four of the phones asked are drawn, and all of them counted. Weights and updates have
+    one colour scale each, the same at every step.
+
+    Raises ValueError if step is not 1 to 5.
+    """
+    if not 1 <= step <= len(ROUND_STEPS):
+        raise ValueError(f"step must be 1 to {len(ROUND_STEPS)}, got {step}")
+    shown = min(len(view.asked), DRAWN)
+    room = WIDTH / DRAWN
+    with sheet(6.4) as figure:
+        figure.set_layout_engine("none")
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        axes.text(0.1, 0.2, f"{step}. {ROUND_STEPS[step - 1]}", weight="bold", size=13, va="center")
+        _server(axes, view, step)
+        for place in range(shown):
+            x = WIDTH / 2 + (place - (shown - 1) / 2) * room
+            _phone(axes, view, step, place, x)
+            _wire(axes, view, step, place, x, WIDTH / 2 + 0.5 * (x - WIDTH / 2))
+        _crowd(axes, view, step, shown)
+        axes.set(xlim=(0, WIDTH), ylim=(6.4, 0), aspect="auto")  # inches, downwards
+    return figure
+
+
+def _server(axes: Axes, view: RoundView, step: int) -> None:
+    """The server: its weights, how good they are, and in the last step what became of them."""
+    look, last, reach = STATES["on-server"], step == len(ROUND_STEPS), _reach(view)
+    _card(axes, 0.5, 0.45, WIDTH - 1.0, 1.3, look.colour, 0.12)
+    name = f"{look.symbol} server"
+    axes.text(0.65, 0.66, name, color=look.text, size=13, weight="bold", va="center")
+    axes.text(2.0, 0.66, f"{view.down:,} bytes of weights", size=12, va="center")
+    _tile(axes, view.before, 1.08, 1.28, 0.8, look.colour, reach)
+    score = f"{view.accuracy[0]:.2f}"
+    if last:
+        signs: dict[str, Any] = {"size": 15, "weight": "bold", "ha": "center", "va": "center"}
+        step_taken = view.after - view.before
+        _tile(axes, step_taken, 2.28, 1.28, 0.8, STATES["on-device"].colour, _reach(view, True))
+        _tile(axes, view.after, 3.48, 1.28, 0.8, look.colour, reach)
+        axes.text(1.68, 1.28, "+", **signs)
+        axes.text(2.88, 1.28, "=", **signs)
+        score += f" → {view.accuracy[1]:.2f}"
+    x = 4.1 if last else 1.7
+    axes.text(x, 1.13, "accuracy", size=12, va="center")
+    axes.text(x, 1.4, score, size=15, weight="bold", va="center")
+
+
+def _phone(axes: Axes, view: RoundView, step: int, place: int, x: float) -> None:
+    """A phone that was asked, its middle at x: its pictures, and the model while it is there."""
+    look, top, wide = STATES["on-device"], 2.85, 1.5
+    _card(axes, x - wide / 2, top, wide, 2.62, look.colour, 0.25)
+    name = f"{look.symbol} phone {view.asked[place]}"
+    text = axes.text(x, top + 0.18, name, color=look.text, size=12, weight="bold")
+    count = axes.text(x, top + 0.4, f"{view.sizes[place]} pictures", size=11)
+    for note in (text, count):
+        note.set(ha="center", va="center")
+    for i, picture in enumerate(view.pictures[place, :4]):
+        _picture(axes, picture, x + (i % 2 - 0.5) * 0.62, top + 0.84 + i // 2 * 0.62, 0.58)
+    weights, y = (None, view.before, *[view.trained[place]] * 3)[step - 1], top + 2.16
+    edge = STATES["trained" if step == 3 else "on-device"]
+    _tile(axes, weights, x - 0.38, y, 0.6, edge.colour, _reach(view))
+    if step > 1:
+        losses = [f"{loss:.2f}" for loss in view.losses[place].tolist()]
+        lines = ["loss", losses[0], f"→ {losses[1]}"][: 2 if step == 2 else 3]
+        note = axes.text(x, y, "\n".join(lines), size=11.5, va="center", linespacing=1.15)
+        note.set_color(edge.text if step == 3 else INK)
+
+
+def _wire(axes: Axes, view: RoundView, step: int, place: int, x: float, above: float) -> None:
+    """The way from the server (at `above`) to a phone (at x), and what travels on it now."""
+    ends, sending, returning = ((above, 1.8), (x, 2.82)), step == 2, step == 4
+    if not (sending or returning):
+        axes.plot(*zip(*ends, strict=True), color=QUIET, lw=1, ls=(0, (1, 3)), zorder=0)
+        return
+    start, end = ends if sending else ends[::-1]
+    style = {"arrowstyle": "-|>", "color": INK, "lw": 2, "mutation_scale": 16}
+    axes.annotate("", end, start, arrowprops={**style, "shrinkA": 0, "shrinkB": 0}, zorder=0)
+    sent = view.before if sending else view.trained[place] - view.before
+    edge = STATES["on-server" if sending else "on-device"].colour
+    _tile(axes, sent, (above + x) / 2, 2.28, 0.56, edge, _reach(view, returning))
+
+
+def _crowd(axes: Axes, view: RoundView, step: int, shown: int) -> None:
+    """All phones as a row of strokes, those asked in colour; and the bytes that went so far."""
+    look, count = STATES["on-device"], len(view.asked)
+    at = [0.1 + (WIDTH - 0.2) * (k + 0.5) / view.phones for k in range(view.phones)]
+    axes.vlines(at, 5.65, 5.75, colors="#bbbbbb", lw=2)
+    if step > 1:
+        axes.vlines([at[k] for k in view.asked], 5.59, 5.81, colors=look.text, lw=3)
+    asked = f", {count} asked" if step > 1 else ""
+    more = f", {shown} drawn" if step > 1 and shown < count else ""
+    axes.text(
+        0.1, 5.99, f"{view.phones} phones{asked}{more}", size=12, va="center", color=look.text
+    )
+    down, up = count * view.down * (step > 1), count * view.up * (step > 3)
+    text = f"this round: {down:,} bytes down, {up:,} bytes up"
+    axes.text(0.1, 6.22, text, size=12, va="center", weight="bold")
+
+
+def _reach(view: RoundView, updates: bool = False) -> float:
+    """The largest weight or update in the view, which has the darkest colour."""
+    weights = torch.stack([view.before, view.after, *view.trained])
+    return float((weights - view.before if updates else weights).abs().max())
+
+
+def _card(axes: Axes, x: float, y: float, wide: float, tall: float, colour: str, a: float) -> None:
+    rounded = "round,pad=0,rounding_size=0.12"
+    face: dict[str, Any] = {"fc": (*to_rgb(colour), a), "ec": colour, "lw": 2}
+    axes.add_patch(FancyBboxPatch((x, y), wide, tall, boxstyle=rounded, zorder=-1, **face))
+
+
+def _picture(axes: Axes, picture: Tensor, x: float, y: float, side: float) -> None:
+    half = side / 2
+    where = (x - half, x + half, y + half, y - half)
+    axes.imshow(picture.detach().numpy(), cmap="gray", vmin=0, vmax=1, extent=where)
+
+
+def _tile(
+    axes: Axes, weights: Tensor | None, x: float, y: float, side: float, edge: str, reach: float
+) -> None:
+    """Weights as a picture: orange above zero, purple below; None is an empty place."""
+    half = side / 2
+    where = (x - half, x + half, y + half, y - half)
+    if weights is not None:
+        axes.imshow(weights.numpy(), cmap="PuOr_r", vmin=-reach, vmax=reach, extent=where, zorder=2)
+    frame = Rectangle((x - half, y - half), side, side, fill=False, ec=edge, lw=2, zorder=3)
+    frame.set_linestyle("-" if weights is not None else (0, (2, 2)))
+    axes.add_patch(frame)

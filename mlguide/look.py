@@ -80,6 +80,7 @@ NEUTRAL = Look("", "#555555")
 
 # What starts from another model wears the colour of its state; what starts alone is grey.
 _FROZEN, _TRAINED, _SHARED = STATES["frozen"], STATES["trained"], STATES["shared"]
+_DEVICE = STATES["on-device"]
 METHODS: dict[str, Look] = {
     look.label: look
     for look in (
@@ -122,6 +123,12 @@ METHODS: dict[str, Look] = {
         Look("scratch + augmentation", "#777777", line="--", marker="D", filled=False),
         Look("pixels", "#808080", line=":", marker="X"),
         Look("logistic regression", "#808080", line=":", marker="X"),
+        replace(_DEVICE, label="FedAvg", line="-", marker="o"),
+        replace(_DEVICE, label="FedSGD", line=":", marker="v", filled=False),
+        replace(_DEVICE, label="FedAvg, 2 shards", line="--", marker="o", filled=False),
+        replace(_DEVICE, label="FedSGD, 2 shards", line="-.", marker="v"),
+        replace(_DEVICE, label="same start", line="-", marker="o"),
+        Look("central", "#808080", line=":", marker="X"),
         replace(STATES["shared"], label="one shared network"),
         Look("three networks", "#333333", marker="^"),
         Look("three narrow networks", "#777777", line="--", marker="s", filled=False),

@@ -1,13 +1,19 @@
 """A drawing must say of the live module what is so, and nothing else."""
 
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 from torch import nn
 
+from mlguide import drawing
 from mlguide.drawing import draw
 from mlguide.figures import STATES
 from mlguide.models import EfficientNet, SmallCNN
@@ -147,3 +153,71 @@ def test_a_legend_of_three_states_fits_on_the_sheet():
     ends = [text.get_window_extent().x1 for text in figure.findobj(Text)
             if (text.get_gid() or "").startswith("legend")]  # fmt: skip
     assert len(ends) == 3 and max(ends) < figure.bbox.x1 - 5
+
+
+def round_view(asked: list[int], **changes: Any) -> drawing.RoundView:
+    g, m = torch.Generator().manual_seed(0), len(asked)
+    view = drawing.RoundView(
+        phones=20, asked=asked, sizes=[10 + k for k in asked],
+        before=torch.randn(5, 5, generator=g), after=torch.randn(5, 5, generator=g),
+        trained=torch.randn(m, 5, 5, generator=g), pictures=torch.rand(m, 4, 7, 7, generator=g),
+        losses=torch.tensor([[2.0, 1.0 / (k + 1)] for k in asked]), accuracy=(0.1, 0.45),
+        down=1000, up=400,
+    )  # fmt: skip
+    return dataclasses.replace(view, **changes)
+
+
+def tiles(figure: Figure) -> list[np.ndarray]:
+    """The weights that are drawn, but not the phones' pictures."""
+    images = figure.axes[0].get_images()
+    return [np.asarray(i.get_array()) for i in images if i.get_cmap().name == "PuOr_r"]
+
+
+@pytest.mark.parametrize("step", range(1, 6))
+def test_a_round_shows_the_weights_where_they_are_and_counts_what_went_over_the_wire(step: int):
+    view = round_view([3, 8, 11])
+    before, updates = view.before, view.trained - view.before
+    on_phones = [[], [before] * 3, *[list(view.trained)] * 3][step - 1]
+    at_server = [before] if step < 5 else [before, view.after - before, view.after]
+    travel = {2: [before] * 3, 4: list(updates)}.get(step, [])
+    figure = drawing.draw_round(view, step)
+    drawn, wanted = tiles(figure), [*at_server, *on_phones, *travel]
+    assert sorted(np.round(t, 4).tobytes() for t in drawn) == sorted(
+        np.round(t.numpy(), 4).tobytes() for t in wanted
+    )
+    words = [text.get_text() for text in figure.axes[0].texts]
+    down, up = (3000 if step > 1 else 0), (1200 if step > 3 else 0)
+    assert f"this round: {down:,} bytes down, {up:,} bytes up" in words
+    assert any("phone 8" in word for word in words) and "18 pictures" in words
+    assert ("0.10 → 0.45" if step == 5 else "0.10") in words
+    assert ("loss\n2.00\n→ 0.11" in words) == (step > 2)  # of phone 8
+    arrows = [text.arrow_patch for text in figure.axes[0].texts if isinstance(text, Annotation)]
+    assert len(arrows) == (3 if step in (2, 4) else 0)
+
+
+def test_the_arrows_of_a_round_go_down_first_and_up_later():
+    for step, sign in ((2, 1), (4, -1)):
+        figure = drawing.draw_round(round_view([1, 2]), step)
+        arrows = [text for text in figure.axes[0].texts if isinstance(text, Annotation)]
+        assert all(sign * (arrow.xy[1] - arrow.xyann[1]) > 0 for arrow in arrows)
+
+
+def test_a_round_with_many_phones_draws_four_and_counts_all():
+    figure = drawing.draw_round(round_view(list(range(0, 20, 2))), 4)
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert sum(word.endswith("pictures") for word in words) == 4
+    assert "20 phones, 10 asked, 4 drawn" in words
+    assert "this round: 10,000 bytes down, 4,000 bytes up" in words
+    with pytest.raises(ValueError, match="step must be 1 to 5, got 6"):
+        drawing.draw_round(round_view([1]), 6)
+
+
+@pytest.mark.parametrize("step", range(1, 6))
+def test_the_words_of_a_round_stay_on_the_sheet_and_off_one_another(step: int):
+    figure = drawing.draw_round(round_view([10, 11, 12, 13]), step)
+    figure.draw_without_rendering()
+    boxes = [t.get_window_extent() for t in figure.axes[0].texts if t.get_text()]
+    for box in boxes:
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 >= 0
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
