@@ -80,6 +80,7 @@ NEUTRAL = Look("", "#555555")
 
 # What starts from another model wears the colour of its state; what starts alone is grey.
 _FROZEN, _TRAINED, _SHARED = STATES["frozen"], STATES["trained"], STATES["shared"]
+_DEVICE = STATES["on-device"]
 METHODS: dict[str, Look] = {
     look.label: look
     for look in (
@@ -125,6 +126,14 @@ METHODS: dict[str, Look] = {
         replace(STATES["shared"], label="one shared network"),
         Look("three networks", "#333333", marker="^"),
         Look("three narrow networks", "#777777", line="--", marker="s", filled=False),
+        replace(_DEVICE, label="FedAvg", line="-", marker="o"),
+        replace(_DEVICE, label="FedProx", line=":", marker="v"),
+        replace(_DEVICE, label="SCAFFOLD", line="--", marker="s"),
+        replace(_DEVICE, label="FedAvgM", line="-.", marker="^", filled=False),
+        replace(_DEVICE, label="FedAdam", line="-.", marker="D", filled=False),
+        replace(_TRAINED, label="personalised"),
+        Look("local only", "#808080", line=":", marker="X"),
+        Look("central", "#555555", line="-.", marker="*"),
     )
 }
 
