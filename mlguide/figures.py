@@ -651,11 +651,14 @@ def _dots(
     axes.grid(axis="y")
 
 
-def client_mix(panels: Mapping[str, Values], classes: Sequence[str]) -> Figure:
+def client_mix(
+    panels: Mapping[str, Values], classes: Sequence[str], *, most: float | None = None
+) -> Figure:
     """Which client has how many examples of which class: a table of squares for each deal.
 
     panels: title -> (clients, classes), counts; up to two panels side by side. A column is a
-    client, a row a class, and a square is the darker the more examples there are.
+    client, a row a class, and a square is the darker the more examples there are. most: the number
+    that is darkest, the largest of all if None.
 
     Raises ValueError if there are no panels, or one has not a column for each of the classes.
     """
@@ -665,7 +668,8 @@ def client_mix(panels: Mapping[str, Values], classes: Sequence[str]) -> Figure:
     for title, table in tables.items():
         if table.ndim != 2 or table.shape[1] != len(classes):
             raise ValueError(f"{title!r} must be (clients, {len(classes)}), got {table.shape}")
-    most = max(float(table.max()) for table in tables.values()) or 1.0
+    if most is None:
+        most = max(float(table.max()) for table in tables.values()) or 1.0
     columns = min(2, len(tables))
     rows = -(-len(tables) // columns)
     shades = LinearSegmentedColormap.from_list("device", ["white", STATES["on-device"].colour, INK])

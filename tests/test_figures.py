@@ -295,6 +295,8 @@ def test_client_mix_has_a_square_for_each_client_and_class_on_one_scale():
     assert even.get_clim() == skewed.get_clim() == (0, 4)
     assert [text.get_text() for text in left.get_yticklabels()] == ["Bag", "Shirt"]
     assert left.get_ylim() == (2, 0)  # the first class on top
+    (alone,) = figures.client_mix({"even": [[2, 2]]}, ("Bag", "Shirt"), most=9).axes
+    assert alone.collections[0].get_clim() == (0, 9)
     with pytest.raises(ValueError, match="'odd' must be \\(clients, 2\\), got \\(1, 3\\)"):
         figures.client_mix({"odd": [[1, 2, 3]]}, ("Bag", "Shirt"))
     with pytest.raises(ValueError, match="panels must hold at least one deal"):
