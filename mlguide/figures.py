@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
@@ -45,6 +46,7 @@ __all__ = [
     "METHODS",
     "STATES",
     "budget_curve",
+    "client_mix",
     "cost_accuracy",
     "cost_ratios",
     "dot_intervals",
@@ -647,3 +649,41 @@ def _dots(
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="y")
+
+
+def client_mix(
+    panels: Mapping[str, Values], classes: Sequence[str], *, most: float | None = None
+) -> Figure:
+    """Which client has how many examples of which class: a table of squares for each deal.
+
+    panels: title -> (clients, classes), counts; up to two panels side by side. A column is a
+    client, a row a class, and a square is the darker the more examples there are. most: the number
+    that is darkest, the largest of all if None.
+
+    Raises ValueError if there are no panels, or one has not a column for each of the classes.
+    """
+    if not panels:
+        raise ValueError("panels must hold at least one deal, got none")
+    tables = {title: np.asarray(counts, dtype=float) for title, counts in panels.items()}
+    for title, table in tables.items():
+        if table.ndim != 2 or table.shape[1] != len(classes):
+            raise ValueError(f"{title!r} must be (clients, {len(classes)}), got {table.shape}")
+    if most is None:
+        most = max(float(table.max()) for table in tables.values()) or 1.0
+    columns = min(2, len(tables))
+    rows = -(-len(tables) // columns)
+    shades = LinearSegmentedColormap.from_list("device", ["white", STATES["on-device"].colour, INK])
+    with sheet(0.5 + rows * (0.25 + 0.17 * len(classes))) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        places: list[Axes] = list(grid.flat)
+        for axes in places[len(tables) :]:
+            axes.set_axis_off()
+        for axes, (title, table) in zip(places, tables.items(), strict=False):
+            axes.pcolormesh(table.T, cmap=shades, vmin=0, vmax=most, ec=FAINT, lw=0.4)
+            axes.set(xticks=[], ylim=(len(classes), 0))
+            axes.set_yticks(np.arange(len(classes)) + 0.5, list(classes), fontsize=8.5)
+            axes.tick_params(length=0)
+            axes.set_title(title, loc="left")
+        for axes in grid[-1]:
+            axes.set_xlabel(f"clients; darkest: {most:.0f} examples")
+    return figure

@@ -132,6 +132,14 @@ METHODS: dict[str, Look] = {
         replace(STATES["shared"], label="one shared network"),
         Look("three networks", "#333333", marker="^"),
         Look("three narrow networks", "#777777", line="--", marker="s", filled=False),
+        replace(_DEVICE, label="FedAvg", line="-", marker="o"),
+        replace(_DEVICE, label="FedProx", line=":", marker="v"),
+        replace(_DEVICE, label="SCAFFOLD", line="--", marker="s"),
+        replace(_DEVICE, label="FedAvgM", line="-.", marker="^", filled=False),
+        replace(_DEVICE, label="FedAdam", line="-.", marker="D", filled=False),
+        replace(_TRAINED, label="personalised"),
+        Look("local only", "#808080", line=":", marker="X"),
+        Look("central", "#555555", line="-.", marker="*"),
     )
 }
 

@@ -284,3 +284,20 @@ def test_size_and_accuracy_share_a_point_and_names_stay_off_a_family():
         figures.size_accuracy(sizes, dict(reversed(scores.items())), xlabel="parameters")
     with pytest.raises(ValueError, match="must be \\(seeds,\\)"):
         figures.size_accuracy({"LoRA": 1}, {"LoRA": [[1, 2]]}, xlabel="parameters")
+
+
+def test_client_mix_has_a_square_for_each_client_and_class_on_one_scale():
+    deals = {"even": [[2, 2], [2, 2], [2, 2]], "skewed": [[4, 0], [0, 4], [3, 1]]}
+    left, right = figures.client_mix(deals, ("Bag", "Shirt")).axes
+    assert (left.get_title(loc="left"), right.get_title(loc="left")) == ("even", "skewed")
+    (even,), (skewed,) = left.collections, right.collections
+    assert np.array_equal(skewed.get_array(), [[4, 0, 3], [0, 4, 1]])  # a row is a class
+    assert even.get_clim() == skewed.get_clim() == (0, 4)
+    assert [text.get_text() for text in left.get_yticklabels()] == ["Bag", "Shirt"]
+    assert left.get_ylim() == (2, 0)  # the first class on top
+    (alone,) = figures.client_mix({"even": [[2, 2]]}, ("Bag", "Shirt"), most=9).axes
+    assert alone.collections[0].get_clim() == (0, 9)
+    with pytest.raises(ValueError, match="'odd' must be \\(clients, 2\\), got \\(1, 3\\)"):
+        figures.client_mix({"odd": [[1, 2, 3]]}, ("Bag", "Shirt"))
+    with pytest.raises(ValueError, match="panels must hold at least one deal"):
+        figures.client_mix({}, ("Bag", "Shirt"))
