@@ -125,6 +125,10 @@ METHODS: dict[str, Look] = {
         replace(STATES["shared"], label="one shared network"),
         Look("three networks", "#333333", marker="^"),
         Look("three narrow networks", "#777777", line="--", marker="s", filled=False),
+        replace(STATES["on-server"], label="one row", line="-"),
+        replace(STATES["on-server"], label="all rows", line="--", marker="D", filled=False),
+        replace(STATES["on-server"], label="matched gradients", line=":", marker="v"),
+        replace(STATES["on-server"], label="chosen weights", line="-", marker="X"),
     )
 }
 

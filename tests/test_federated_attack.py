@@ -138,6 +138,8 @@ def test_a_convolutional_network_gives_its_picture_to_a_search():
     assert found.distance < 1e-9
     assert found.path.shape == (61, 1, 6, 6)
     assert torch.equal(found.path[-1], found.picture)
+    steps = (found.path - images[0]).flatten(1).norm(dim=1)
+    assert steps[0] > 2 * steps[10] > 4 * steps[30]  # nearer and nearer
     noise = torch.randn(1, 6, 6, generator=generator(1), dtype=torch.float64)
     assert torch.equal(found.path[0], noise)
     assert all(p.grad is None for p in model.parameters())
