@@ -140,6 +140,10 @@ METHODS: dict[str, Look] = {
         replace(_TRAINED, label="personalised"),
         Look("local only", "#808080", line=":", marker="X"),
         Look("central", "#555555", line="-.", marker="*"),
+        replace(STATES["on-server"], label="one row", line="-"),
+        replace(STATES["on-server"], label="all rows", line="--", marker="D", filled=False),
+        replace(STATES["on-server"], label="matched gradients", line=":", marker="v"),
+        replace(STATES["on-server"], label="chosen weights", line="-", marker="X"),
     )
 }
 
