@@ -67,6 +67,7 @@ def test_whole_numbers_go_round_and_back():
     whole = secure.quantise(values, 1.0, 2)
     assert whole.tolist() == [0, 1, 2**32 - 1, 2, 2**32 - 3, 1234]
     assert secure.to_signed(whole).tolist() == [0, 1, -1, 2, -3, 1234]
+    assert secure.quantise(torch.tensor([123456.789]), 0.001, 2).item() == 123456789  # in float64
     ends = torch.tensor([2**31 - 1, 2**31, 2**32 - 1])
     assert secure.to_signed(ends).tolist() == [2**31 - 1, -(2**31), -1]
 
