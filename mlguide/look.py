@@ -118,6 +118,7 @@ METHODS: dict[str, Look] = {
         replace(_SHARED, label="mean", filled=False),
         replace(_SHARED, label="PCGrad", line="-.", marker="^"),
         replace(_SHARED, label="MGDA", line=":", marker="v"),
+        replace(STATES["on-device"], label="clipped and noised", line="-", marker="s"),
         Look("one network each", "#333333", marker="s"),
         Look("from scratch", "#333333", marker="^"),
         Look("scratch + augmentation", "#777777", line="--", marker="D", filled=False),
