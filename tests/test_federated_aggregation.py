@@ -85,10 +85,10 @@ def test_krum_picks_what_torchjds_picks_where_the_honest_stand_together():
 
 
 def test_krum_tells_updates_apart_that_are_nearly_the_same_in_float32():
-    updates = (1 + 1e-4 * updates_of(11, 3, size=500)).float()
-    updates[0] += 1e-3
+    updates = (100 + 1e-2 * updates_of(11, 3, size=500)).float()
+    updates[0] += 1e-2
     kept = aggregation.krum(2, keep=10)(updates, alike(11))
-    assert torch.allclose(kept, updates[1:].mean(0), atol=1e-6)
+    assert torch.allclose(kept, updates[1:].mean(0))
 
 
 def test_a_minority_however_far_cannot_move_the_robust_rules():
