@@ -103,6 +103,14 @@ def test_the_mean_of_many_throws_is_the_number(bits, end):
             assert (many - part).square().sum(1).mean() <= 1.05 * bound
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_no_throw_goes_beyond_the_end_of_the_scale(bits: int, monkeypatch: pytest.MonkeyPatch):
+    # 127 + the largest float32 below 1 is 128 in float32
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, 1 - 2**-24))
+    vector = torch.tensor([0.5, -0.5, 0.1])
+    assert sent(Quantised(bits, generator()), vector).abs().max() <= 0.5
+
+
 def test_sign_is_the_best_multiple_of_the_signs():
     vector = update(50)
     arrived = sent(Sign(bucket=20), vector)
