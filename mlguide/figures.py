@@ -59,6 +59,7 @@ __all__ = [
     "scatter_map",
     "size_accuracy",
     "tradeoff",
+    "votes",
 ]
 
 Values = npt.ArrayLike
@@ -224,11 +225,13 @@ def size_accuracy(
     xlabel: str,
     metric: str = "accuracy",
     joined: Mapping[str, Sequence[str]] | None = None,
+    beside: Sequence[str] = (),
 ) -> Figure:
     """What each method reaches against its size (log axis): mean and 95% interval, by name.
 
     sizes: name -> parameters, bytes, …; scores: name -> (seeds,). joined: name of a family -> its
-    members in order, joined by a line; their names stand above them, those of the others below.
+    members in order, joined by a line; their names stand above them, those of the others below,
+    and those in ``beside`` on the right.
 
     Raises ValueError if the two name different methods, there are none, or one is not (seeds,).
     """
@@ -251,6 +254,9 @@ def size_accuracy(
             text, where = look.label.replace(", ", "\n"), (sizes[name], end)
             note = axes.annotate(text, where, (0, shift), textcoords="offset points", fontsize=9.5)
             note.set(color=look.text, ha="center", va=va, path_effects=HALO)
+            if name in beside:
+                note.xy = (sizes[name], float(mean))
+                note.set(position=(8, 0), ha="left", va="center")
         for family, names in families.items():
             at, look = [sizes[name] for name in names], look_of(family)
             axes.plot(at, [means[n] for n in names], color=look.colour, ls=look.line, zorder=1)
@@ -686,4 +692,46 @@ def client_mix(
             axes.set_title(title, loc="left")
         for axes in grid[-1]:
             axes.set_xlabel(f"clients; darkest: {most:.0f} examples")
+
+
+def votes(
+    answers: Mapping[str, Values],
+    steps: Mapping[str, float],
+    scores: Mapping[str, Values],
+    *,
+    xlabel: str,
+    xlim: tuple[float, float],
+    metric: str = "accuracy",
+) -> Figure:
+    """What clients answer and what each rule makes of it; beside it, where that leads.
+
+    answers: name of a group -> (clients,), each client's answer as one number, on the first row.
+    steps: rule -> one such number; scores: rule -> (seeds,), in [0, 1]. xlim: of the left panel,
+    where several figures are compared; what lies beyond stands at the edge.
+
+    Raises ValueError if steps and scores name different rules, or as `dot_intervals` does.
+    """
+    if list(steps) != list(scores):
+        raise ValueError(f"steps has {list(steps)}, scores has {list(scores)}: must be the same")
+    with sheet(1.3 + 0.42 * len(scores)) as figure:
+        left, right = figure.subplots(1, 2)
+        _dots(right, scores, digits=2)
+        for place, (name, values) in enumerate(answers.items()):
+            look, at = look_of(name, place), np.clip(np.asarray(values, dtype=float), *xlim)
+            height = -1.2 + 0.4 * np.arange(len(at)) / max(len(at), 1)  # so that all are seen
+            left.plot(at, height, ls="", alpha=0.8, label=name, **_mark(look))
+            x, y = 0.04 + 0.45 * place, -1.75
+            left.plot(x, y, ls="", transform=left.get_yaxis_transform(), **_mark(look))
+            left.text(x + 0.04, y, name, transform=left.get_yaxis_transform(), va="center")
+        for row, (name, value) in enumerate(steps.items()):
+            left.plot(np.clip(value, *xlim), row, ls="", **_mark(look_of(name)))
+        for axes in (left, right):
+            axes.set_ylim(len(scores) - 0.4, -2.1)
+        left.axvline(0, ymax=0.88, color=QUIET, lw=1.0, zorder=1)
+        left.axhline(-0.6, color=FAINT, lw=1.0)
+        left.set_yticks(range(-1, len(scores)), ["the answers", *scores])
+        left.tick_params(axis="y", length=0)
+        left.spines["left"].set_visible(False)
+        left.set(xlabel=xlabel, xlim=(xlim[0] - 0.03 * (xlim[1] - xlim[0]), xlim[1]))
+        right.set(xlabel=metric, xlim=(0, 1), yticklabels=[])
     return figure

@@ -81,6 +81,7 @@ NEUTRAL = Look("", "#555555")
 # What starts from another model wears the colour of its state; what starts alone is grey.
 _FROZEN, _TRAINED, _SHARED = STATES["frozen"], STATES["trained"], STATES["shared"]
 _DEVICE = STATES["on-device"]
+_DEVICE, _SERVER = STATES["on-device"], STATES["on-server"]
 METHODS: dict[str, Look] = {
     look.label: look
     for look in (
@@ -145,6 +146,24 @@ METHODS: dict[str, Look] = {
         replace(STATES["on-server"], label="all rows", line="--", marker="D", filled=False),
         replace(STATES["on-server"], label="matched gradients", line=":", marker="v"),
         replace(STATES["on-server"], label="chosen weights", line="-", marker="X"),
+        replace(_DEVICE, label="whole update", line="-", marker="o"),
+        *(replace(_DEVICE, label=f"{bits} bits", marker="s") for bits in (8, 4, 2)),
+        replace(_DEVICE, label="2 bits, length", marker="s", filled=False),
+        Look("2 bits, length, memory", "#000000", line=":", marker="X"),
+        replace(_DEVICE, label="sign", marker="X"),
+        *(
+            replace(_DEVICE, label=f"top {share}", line=":", marker="^")
+            for share in ("1/10", "1/100", "1/1000")
+        ),
+        replace(_DEVICE, label="rank 2", marker="D", filled=False),
+        *(Look(f"{units} units", "#777777", line="-.", marker="v") for units in (16, 8, 4)),
+        replace(_DEVICE, label="plain mean", line="-", marker="o"),
+        replace(_SERVER, label="median", line="--", marker="s"),
+        replace(_SERVER, label="trimmed mean", line=":", marker="D", filled=False),
+        replace(_SERVER, label="Krum", line="-.", marker="^"),
+        replace(_SERVER, label="Multi-Krum", line="-", marker="P"),
+        replace(_DEVICE, label="honest", marker="o"),
+        Look("hostile", "#000000", marker="X"),
     )
 }
 

@@ -301,3 +301,31 @@ def test_client_mix_has_a_square_for_each_client_and_class_on_one_scale():
         figures.client_mix({"odd": [[1, 2, 3]]}, ("Bag", "Shirt"))
     with pytest.raises(ValueError, match="panels must hold at least one deal"):
         figures.client_mix({}, ("Bag", "Shirt"))
+
+
+def test_a_name_beside_its_point_stands_on_the_right():
+    sizes = {"sign": 1762, "4 units": 3352}
+    scores = {"sign": [0.70, 0.72], "4 units": [0.5, 0.6]}
+    axes = figures.size_accuracy(sizes, scores, xlabel="bytes", beside=["4 units"]).axes[0]
+    sign, units = (text for text in axes.texts)
+    assert (units.xy, units.get_ha()) == ((3352, pytest.approx(0.55)), "left")
+    assert (sign.get_ha(), sign.get_va()) == ("center", "top")
+
+
+def test_votes_show_every_answer_and_the_step_of_every_rule():
+    answers = {"honest": [0.8, 1.0, 1.3], "hostile": [-5.0, -50.0]}
+    steps = {"plain mean": -10.4, "median": 0.8}
+    scores = {name: [0.6, 0.7] for name in steps}
+    left, right = figures.votes(
+        answers, steps, scores, xlabel="along the honest mean", xlim=(-9, 3)
+    ).axes
+    drawn = {line.get_label(): list(line.get_xdata()) for line in left.lines}
+    assert drawn["honest"] == answers["honest"]
+    assert drawn["hostile"] == [-5.0, -9.0]  # what lies beyond stands at the edge
+    marks = [line for line in left.lines if line.get_linestyle() == "None"]
+    rows = {float(line.get_ydata()[0]): float(line.get_xdata()[0]) for line in marks}
+    assert (rows[0.0], rows[1.0]) == (-9.0, 0.8)
+    assert [label.get_text() for label in left.get_yticklabels()] == ["the answers", *steps]
+    assert left.get_ylim() == right.get_ylim() and right.get_xlim() == (0, 1)
+    with pytest.raises(ValueError, match="must be the same"):
+        figures.votes(answers, {"median": 0.8}, scores, xlabel="", xlim=(-9, 3))

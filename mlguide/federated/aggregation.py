@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +45,7 @@ def median(updates: Tensor, weights: Tensor) -> Tensor:
 
     Yin et al. 2018, arXiv:1803.01498.
     """
-    ordered, m = updates.sort(0).values, len(updates)
+    ordered, m = _sorted(updates), len(updates)
     return (ordered[(m - 1) // 2] + ordered[m // 2]) / 2
 
 
@@ -61,7 +62,7 @@ def trimmed_mean(fraction: float) -> Aggregator:
 
     def aggregate(updates: Tensor, weights: Tensor) -> Tensor:
         cut = int(fraction * len(updates))
-        return updates.sort(0).values[cut : len(updates) - cut].mean(0)
+        return _sorted(updates)[cut : len(updates) - cut].mean(0)
 
     return aggregate
 
@@ -83,11 +84,18 @@ def krum(hostile: int, *, keep: int = 1) -> Aggregator:
                 f"krum needs at least {max(2 * hostile + 3, keep)} updates to resist {hostile} "
                 f"hostile ones and keep {keep}; got {m}"
             )
-        distances = torch.cdist(updates, updates, compute_mode="donot_use_mm_for_euclid_dist") ** 2
-        nearest = distances.sort(1).values[:, 1 : m - hostile - 1]  # the first is itself
+        products = updates.double() @ updates.double().T
+        squares = products.diagonal()
+        distances = (squares + squares[:, None] - 2 * products).fill_diagonal_(torch.inf)
+        nearest = distances.sort(1).values[:, : m - hostile - 2]
         return updates[nearest.sum(1).argsort(stable=True)[:keep]].mean(0)
 
     return aggregate
+
+
+def _sorted(updates: Tensor) -> Tensor:
+    """Each column in order; NumPy sorts many short columns ten times as fast as PyTorch."""
+    return torch.from_numpy(np.sort(updates.numpy(), axis=0))
 
 
 def momentum(learning_rate: float = 1.0, beta: float = 0.9) -> ServerOptimizer:
