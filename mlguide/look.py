@@ -125,6 +125,12 @@ METHODS: dict[str, Look] = {
         replace(STATES["shared"], label="one shared network"),
         Look("three networks", "#333333", marker="^"),
         Look("three narrow networks", "#777777", line="--", marker="s", filled=False),
+        replace(STATES["on-device"], label="federated", line="-", marker="o"),
+        replace(STATES["on-device"], label="its own update", line="-", marker="o"),
+        replace(STATES["on-server"], label="average of ten"),
+        replace(_TRAINED, label="personalised"),
+        Look("local only", "#808080", line=":", marker="X"),
+        Look("central", "#555555", line="-.", marker="*"),
     )
 }
 

@@ -284,3 +284,25 @@ def test_size_and_accuracy_share_a_point_and_names_stay_off_a_family():
         figures.size_accuracy(sizes, dict(reversed(scores.items())), xlabel="parameters")
     with pytest.raises(ValueError, match="must be \\(seeds,\\)"):
         figures.size_accuracy({"LoRA": 1}, {"LoRA": [[1, 2]]}, xlabel="parameters")
+
+
+def test_marks_stand_where_they_belong_with_a_line_at_no_effect():
+    groups = {"federated": [[10, 0.5], [1000, -0.5]], "central": [[20, 1.0]]}
+    figure = figures.marks(
+        groups, xlabel="characters", ylabel="gain", names={"HAMLET": (1000, -0.5)}, zero=True
+    )
+    axes = figure.axes[0]
+    assert axes.get_xscale() == "log" and axes.get_xlabel() == "characters"
+    first, second, level = axes.lines
+    assert list(first.get_xdata()) == [10, 1000] and list(first.get_ydata()) == [0.5, -0.5]
+    assert list(second.get_xdata()) == [20] and first.get_marker() != second.get_marker()
+    assert list(level.get_ydata()) == [0, 0]
+    assert [(note.get_text(), note.xy) for note in axes.texts] == [("HAMLET", (1000, -0.5))]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(groups)
+    alone = figures.marks({"federated": groups["federated"]}, xlabel="x", ylabel="y").axes[0]
+    assert alone.get_legend() is None and len(alone.lines) == 1
+    for wrong in ([1, 2], [[0, 1]], [[1, 2, 3]]):
+        with pytest.raises(ValueError, match="'federated' must be \\(N, 2\\)"):
+            figures.marks({"federated": wrong}, xlabel="x", ylabel="y")
+    with pytest.raises(ValueError, match="at least one group"):
+        figures.marks({}, xlabel="x", ylabel="y")
