@@ -674,8 +674,8 @@ def marks(
             raw = np.asarray(values, dtype=float)
             if raw.ndim != 2 or raw.shape[1] != 2 or not (raw[:, 0] > 0).all():
                 raise ValueError(f"{name!r} must be (N, 2) with sizes above 0, got {raw.shape}")
-            look = look_of(name, place)
-            axes.plot(*raw.T, ls="", label=name, alpha=0.9, **(_mark(look) | {"ms": 6}))
+            mark: dict[str, Any] = _mark(look_of(name, place)) | {"ms": 6}
+            axes.plot(*raw.T, ls="", label=name, alpha=0.9, **mark)
         if zero:
             axes.axhline(0, color=QUIET, lw=1.0, zorder=1)
         for text, where in (names or {}).items():
