@@ -54,6 +54,7 @@ __all__ = [
     "gauges",
     "heat_map",
     "line_bands",
+    "marks",
     "picture_grid",
     "pulls",
     "scatter_map",
@@ -734,4 +735,43 @@ def votes(
         left.spines["left"].set_visible(False)
         left.set(xlabel=xlabel, xlim=(xlim[0] - 0.03 * (xlim[1] - xlim[0]), xlim[1]))
         right.set(xlabel=metric, xlim=(0, 1), yticklabels=[])
+
+
+def marks(
+    results: Mapping[str, Values],
+    *,
+    xlabel: str,
+    ylabel: str,
+    names: Mapping[str, tuple[float, float]] | None = None,
+    zero: bool = False,
+) -> Figure:
+    """A mark for each client (or play, or picture), with its size on a log axis; groups by look.
+
+    results: name of a group -> (N, 2), size and value of each. Several groups are named above the
+    axes. names: text -> (x, y), beside marks that are worth a name. zero: draw a line at no effect.
+
+    Raises ValueError if there are no results, or one is not (N, 2) with sizes above 0.
+    """
+    if not results:
+        raise ValueError("results must hold at least one group, got none")
+    with sheet(3.7) as figure:
+        axes = figure.subplots()
+        axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
+        for place, (name, values) in enumerate(results.items()):
+            raw = np.asarray(values, dtype=float)
+            if raw.ndim != 2 or raw.shape[1] != 2 or not (raw[:, 0] > 0).all():
+                raise ValueError(f"{name!r} must be (N, 2) with sizes above 0, got {raw.shape}")
+            mark: dict[str, Any] = _mark(look_of(name, place)) | {"ms": 6}
+            axes.plot(*raw.T, ls="", label=name, alpha=0.9, **mark)
+        if zero:
+            axes.axhline(0, color=QUIET, lw=1.0, zorder=1)
+        for text, where in (names or {}).items():
+            note = axes.annotate(text, where, (6, 4), textcoords="offset points", fontsize=8.5)
+            note.set(path_effects=HALO, zorder=4)
+        if len(results) > 1:
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(results), frameon=False)
+        axes.grid(axis="y")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_locator(NullLocator())
     return figure

@@ -164,6 +164,9 @@ METHODS: dict[str, Look] = {
         replace(_SERVER, label="Multi-Krum", line="-", marker="P"),
         replace(_DEVICE, label="honest", marker="o"),
         Look("hostile", "#000000", marker="X"),
+        replace(STATES["on-device"], label="federated", line="-", marker="o"),
+        replace(STATES["on-device"], label="its own update", line="-", marker="o"),
+        replace(STATES["on-server"], label="average of ten"),
     )
 }
 

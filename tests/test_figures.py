@@ -329,3 +329,25 @@ def test_votes_show_every_answer_and_the_step_of_every_rule():
     assert left.get_ylim() == right.get_ylim() and right.get_xlim() == (0, 1)
     with pytest.raises(ValueError, match="must be the same"):
         figures.votes(answers, {"median": 0.8}, scores, xlabel="", xlim=(-9, 3))
+
+
+def test_marks_stand_where_they_belong_with_a_line_at_no_effect():
+    groups = {"federated": [[10, 0.5], [1000, -0.5]], "central": [[20, 1.0]]}
+    figure = figures.marks(
+        groups, xlabel="characters", ylabel="gain", names={"HAMLET": (1000, -0.5)}, zero=True
+    )
+    axes = figure.axes[0]
+    assert axes.get_xscale() == "log" and axes.get_xlabel() == "characters"
+    first, second, level = axes.lines
+    assert list(first.get_xdata()) == [10, 1000] and list(first.get_ydata()) == [0.5, -0.5]
+    assert list(second.get_xdata()) == [20] and first.get_marker() != second.get_marker()
+    assert list(level.get_ydata()) == [0, 0]
+    assert [(note.get_text(), note.xy) for note in axes.texts] == [("HAMLET", (1000, -0.5))]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(groups)
+    alone = figures.marks({"federated": groups["federated"]}, xlabel="x", ylabel="y").axes[0]
+    assert alone.get_legend() is None and len(alone.lines) == 1
+    for wrong in ([1, 2], [[0, 1]], [[1, 2, 3]]):
+        with pytest.raises(ValueError, match="'federated' must be \\(N, 2\\)"):
+            figures.marks({"federated": wrong}, xlabel="x", ylabel="y")
+    with pytest.raises(ValueError, match="at least one group"):
+        figures.marks({}, xlabel="x", ylabel="y")
