@@ -90,15 +90,16 @@ def line_bands(
         raise ValueError("results must hold at least one method, got none")
     with sheet(3.7) as figure:
         axes = figure.subplots()
-        ends: list[tuple[float, float, Look]] = []
+        ends: list[tuple[float, Sequence[float], Look]] = []
         for place, (name, values) in enumerate(results.items()):
             raw = np.asarray(values, dtype=float)
             if raw.ndim != 2 or raw.shape[1] != len(at):
                 raise ValueError(f"{name!r} must be (seeds, {len(at)}), got {raw.shape}")
             look, (mean, half) = look_of(name, place), mean_and_spread(raw)
             axes.fill_between(at, mean - half, mean + half, color=look.colour, alpha=0.15, lw=0)
-            axes.plot(at, mean, color=look.colour, ls=look.line, label=name, **_mark(look))
-            ends.append((float(at[-1]), float(mean[-1]), look))
+            line: dict[str, Any] = {"color": look.colour, "ls": look.line, "lw": look.width}
+            axes.plot(at, mean, label=name, **line, **_mark(look))
+            ends.append((float(at[-1]), mean.tolist(), look))
         if log:
             axes.set_xscale("log")
         axes.set_xticks(at, ticks if ticks is not None else [f"{v:g}" for v in at])
@@ -166,11 +167,13 @@ def dot_panels(
     xlabel: str,
     xlim: tuple[float, float] | None = None,
     zero: bool = False,
+    level: tuple[str, float] | None = None,
     digits: int = 3,
 ) -> Figure:
     """`dot_intervals` for several exams: one panel each, below one another, on one scale.
 
     panels: title -> (name -> (seeds,)). xlim: of all panels, where several figures are compared.
+    level: a thin line through all panels, with its name above the first, as ("chance", 0.1).
 
     Raises ValueError if there are no panels, or as `dot_intervals` does.
     """
@@ -187,6 +190,12 @@ def dot_panels(
             axes.tick_params(axis="x", length=3 if axes is places[-1] else 0)
             if zero:
                 axes.axvline(0, color=QUIET, lw=1.0, zorder=1)
+            if level is not None:
+                axes.axvline(level[1], color=QUIET, lw=0.8, ls=(0, (1, 2)), zorder=1)
+        if level is not None:
+            top = places[0].get_xaxis_transform()  # x in data, y from 0 to 1 up the axes
+            where: dict[str, Any] = {"transform": top, "ha": "center", "va": "bottom"}
+            places[0].text(level[1], 1.02, level[0], color=QUIET, fontsize=9, **where)
         places[-1].set_xlabel(xlabel)
         if xlim is not None:
             places[-1].set_xlim(*xlim)
@@ -327,7 +336,8 @@ def cost_ratios(ratios: Mapping[str, Mapping[str, float]], *, to: str) -> Figure
     """What each method costs, in multiples of what the method `to` costs: one row per cost.
 
     ratios: name -> {cost: ratio}, the same costs for each. Each mark has its number beside it, on
-    the left for the cheapest; the names stand above the marks of the first row, `to` at its line.
+    the left for the cheapest; the names stand above the first row, over their marks as nearly as
+    can be, and `to` above its line, which begins below all names.
 
     Raises ValueError if there are no methods, or they have different costs.
     """
@@ -336,27 +346,33 @@ def cost_ratios(ratios: Mapping[str, Mapping[str, float]], *, to: str) -> Figure
         raise ValueError(f"ratios must give each method the same costs, at least one; got {costs}")
     with sheet(1.3 + 0.5 * len(costs[0])) as figure:
         axes = figure.subplots()
-        reference = look_of(to)
-        axes.axvline(1, color=reference.colour, ls=reference.line, lw=1.5, zorder=1)
+        reference, most = look_of(to), max(ratio for of in ratios.values() for ratio in of.values())
+        axes.set(xlim=(0, 1.2 * max(most, 1)), ylim=(len(costs[0]) - 0.5, -1.25))
+        axes.plot([1, 1], [-0.3, len(costs[0]) - 0.5], color=reference.colour, ls=reference.line)
+        axes.lines[0].set(lw=1.5, zorder=1)
         axes.text(1, -0.95, to, color=reference.text, ha="center", va="center")
+        firsts = [next(iter(of.values())) for of in ratios.values()]
+        names = [axes.text(x, -0.5, n, ha="center") for n, x in zip(ratios, firsts, strict=True)]
         for name, of in ratios.items():
             look = look_of(name)
+            names[list(ratios).index(name)].set(color=look.text, path_effects=HALO)
             axes.plot(list(of.values()), range(len(of)), ls="", zorder=3, **_mark(look))
-            first = next(iter(of.values()))
-            axes.text(first, -0.45, name, color=look.text, ha="center", path_effects=HALO)
             for row, (cost, ratio) in enumerate(of.items()):
                 least = ratio == min(other[cost] for other in ratios.values())
                 place: Any = {"xytext": (-8 if least else 8, 0), "textcoords": "offset points"}
                 note = axes.annotate(f"{ratio:.2f}×", (ratio, row), **place)
                 note.set(ha="right" if least else "left", va="center", path_effects=HALO, zorder=2)
                 note.set(color=look.text, fontsize=9)
-        most = max(ratio for of in ratios.values() for ratio in of.values())
         axes.set_yticks(range(len(costs[0])), costs[0])
-        axes.set(xlim=(0, 1.2 * max(most, 1)), ylim=(len(costs[0]) - 0.5, -1.25))
         axes.set_xlabel(f"times the cost of {to}")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="y")
+        figure.draw_without_rendering()  # settles the layout, so that widths are known
+        inverse = axes.transData.inverted()
+        wide = [1.1 * note.get_window_extent().transformed(inverse).width for note in names]
+        for note, x in zip(names, spread(firsts, wide, *axes.get_xlim()), strict=True):
+            note.set_x(float(x))
     return figure
 
 
@@ -429,7 +445,7 @@ def pulls(tasks: Mapping[str, Values], steps: Mapping[str, Values], *, title: st
         axes = figure.subplots()
         side, up = 4 * size * np.array([plane[1] @ left, -(plane[0] @ left)])
         axes.fill([0, -side, side], [0, up, up], color=FAINT, lw=0, zorder=0)
-        ends: list[tuple[float, float, Look]] = []
+        ends: list[tuple[float, Sequence[float], Look]] = []
         for name, tip in tips.items():
             own = replace(STATES["task-specific"], label=name, line="-")
             look = own if name in tasks else replace(look_of(name), label=name)
@@ -438,7 +454,7 @@ def pulls(tasks: Mapping[str, Values], steps: Mapping[str, Values], *, title: st
             arrow["mutation_scale"] = 14 * min(1.0, 5 * float(np.linalg.norm(tip)) / size)
             axes.annotate("", tip, (0, 0), arrowprops=arrow)
             if name not in tasks:
-                ends.append((*tip, look))
+                ends.append((float(tip[0]), [float(tip[1])], look))
                 continue
             away = float(np.sign(tip[0]))  # the name stands on the outer side, clear of the stems
             note = axes.annotate(name, 0.35 * tip, (8 * away, -4), textcoords="offset points")
@@ -502,41 +518,63 @@ def tradeoff(
     ylabel: str,
     xlim: tuple[float, float],
     ylim: tuple[float, float],
+    fronts: Sequence[str] = (),
 ) -> Figure:
     """Two scores against each other, better up and to the right: the path of each method's mean.
 
     results: name -> (seeds, points, 2), the points in order, x before y; one point draws no path.
     A dot for each point, a marker with both 95% intervals for the last, its name on the right.
+    fronts: of the names, those whose points are choices side by side, none of which is the end: no
+    point of theirs is marked, and the name runs along the longest stretch, below or left of it.
 
-    Raises ValueError if there are no results, or one is not (seeds, points, 2).
+    Raises ValueError if there are no results, one is not (seeds, points, 2), or one of the fronts
+    is not among them or has a single point.
     """
     if not results:
         raise ValueError("results must hold at least one method, got none")
+    for name in fronts:
+        if name not in results or np.shape(results[name])[1:2] < (2,):
+            raise ValueError(f"fronts must be names of results with several points, got {name!r}")
     with sheet(4.4) as figure:
         axes = figure.subplots()
         axes.grid()
         axes.set(xlabel=xlabel, ylabel=ylabel, xlim=xlim, ylim=ylim)
-        ends: list[tuple[float, float, Look]] = []
+        ends: list[tuple[float, Sequence[float], Look]] = []
+        along: list[tuple[Values, Look]] = []
         for place, (name, values) in enumerate(results.items()):
             raw = np.asarray(values, dtype=float)
             if raw.ndim != 3 or raw.shape[2] != 2 or not raw.shape[1]:
                 raise ValueError(f"{name!r} must be (seeds, points, 2), got {raw.shape}")
             look, (mean, half) = look_of(name, place), mean_and_spread(raw)
             axes.plot(*mean.T, color=look.colour, ls=look.line, lw=1.2, alpha=0.7)
-            axes.plot(*mean.T, ".", color=look.colour, ms=4)
+            axes.plot(*mean.T, ".", color=look.colour, ms=8 if name in fronts else 4)
+            if name in fronts:
+                along.append((mean, look))
+                continue
             (x, y), (wide, tall) = mean[-1], half[-1]
             axes.errorbar(x, y, tall, wide, ecolor=look.colour, elinewidth=1.6, zorder=3)
             axes.plot(x, y, ls="", label=name, zorder=4, **_mark(look))
-            ends.append((float(x), float(y), look))
+            ends.append((float(x), [float(y)], look))
         _label_ends(figure, axes, ends)
+        figure.draw_without_rendering()
+        for path, look in along:
+            _label_along(axes, path, look)
     return figure
 
 
-def heat_map(rows: Sequence[str], columns: Sequence[str], values: Values, *, label: str) -> Figure:
+def heat_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Values,
+    *,
+    label: str,
+    sure: bool = False,
+) -> Figure:
     """A table of differences: every cell has its mean, its 95% half-width, and a colour by size.
 
     values: (seeds, rows, columns). label: what they are. Above zero is orange, below is purple and
-    hatched, and zero is white; a frame marks the highest mean of each column.
+    hatched, and zero is white; a frame marks the highest mean of each column. sure: only where its
+    interval lies above zero.
 
     Raises ValueError if the values have another shape.
     """
@@ -550,16 +588,17 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], values: Values, *, lab
         for (row, column), value in np.ndenumerate(mean):
             face = colormaps["PuOr_r"](0.5 + 0.5 * value / most)
             cell: dict[str, Any] = {"fc": face, "ec": "white", "lw": 1.5}
-            if value < 0:
+            below = round(value, 2) < 0
+            if below:
                 cell |= {"hatch": "///"}
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **cell))
-            text = f"{value:+.2f}\n± {half[row, column]:.2f}".replace("-", "\N{MINUS SIGN}")
+            text = f"{_number(value, 2, '+')}\n± {half[row, column]:.2f}"
             dark = contrast(np.array(face[:3])) > 4.5
             note = axes.text(column, row, text, color="white" if dark else INK, fontsize=9.5)
             note.set(ha="center", va="center")
-            if value < 0:
+            if below:
                 note.set_bbox({"fc": face, "ec": "none", "pad": 1})
-            if row == mean[:, column].argmax():
+            if row == mean[:, column].argmax() and (not sure or value > half[row, column]):
                 inner = Rectangle((column - 0.46, row - 0.43), 0.92, 0.86, fill=False, ec=INK, lw=2)
                 axes.add_patch(inner)
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5), xlabel=label)
@@ -576,35 +615,93 @@ def _mark(look: Look) -> dict[str, Any]:
     return {"marker": look.marker, "ms": 7.5, "mfc": inside, "mec": edge, "mew": 1.0}
 
 
-def _label_ends(figure: Figure, axes: Axes, ends: Sequence[tuple[float, float, Look]]) -> None:
-    """Write the name of each line on the right, joined to its end (x, y), where none overlap."""
+def _number(value: float, digits: int, sign: str = "") -> str:
+    """The number with a true minus sign; what rounds to zero has no sign."""
+    rounded = round(float(value), digits)
+    text = f"{rounded:{sign}.{digits}f}" if rounded else f"{0:.{digits}f}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _label_ends(
+    figure: Figure, axes: Axes, ends: Sequence[tuple[float, Sequence[float], Look]]
+) -> None:
+    """Write the name of each line on the right, joined to its end, where none overlap.
+
+    ends: x of the end, all y of the line (the last is that of the end), look.
+    """
+    if not ends:
+        return
     notes: list[Annotation] = []
     right = axes.get_yaxis_transform()  # x from 0 to 1 across the axes, y in data
-    for x, y, look in ends:
+    for x, line, look in ends:
         stem = {"arrowstyle": "-", "color": look.colour, "lw": 0.8, "relpos": (0, 0.5)}
         stem |= {"shrinkA": 2, "shrinkB": 5}
         name = textwrap.fill(look.label, 16)
-        note = axes.annotate(name, (x, y), (1.045, y), textcoords=right, arrowprops=stem)
+        where: Any = {"xytext": (1.045, line[-1]), "textcoords": right, "arrowprops": stem}
+        note = axes.annotate(name, (x, line[-1]), **where)
         note.set(color=look.text, verticalalignment="center")
         notes.append(note)
     figure.draw_without_rendering()  # settles the layout, so that heights in data units are known
     inverse = axes.transData.inverted()
     boxes = [Text.get_window_extent(note).transformed(inverse) for note in notes]  # without stems
     low, high = axes.get_ylim()
-    y = spread([y for _, y, _ in ends], [1.2 * abs(b.height) for b in boxes], low, high)
-    for note, place in zip(notes, y, strict=True):
+    lines = [line for _, line, _ in ends]
+    wanted, heights = [line[-1] for line in lines], [1.2 * abs(b.height) for b in boxes]
+    order = upwards(lines, 0.01 * (high - low))
+    for note, place in zip(notes, spread(wanted, heights, low, high, order), strict=True):
         note.set_y(float(place))
 
 
+def _label_along(axes: Axes, path: Values, look: Look) -> None:
+    """Write the name of a path along its longest stretch, below or left of it."""
+    at = axes.transData.transform(np.asarray(path, dtype=float))  # in pixels, (points, 2)
+    longest = int(np.linalg.norm(np.diff(at, axis=0), axis=1).argmax())
+    along = at[longest + 1] - at[longest]
+    along = along if (along[0], along[1]) > (0, 0) else -along  # read from left to right, or up
+    down = np.array([along[1], -along[0]]) / np.linalg.norm(along)
+    down = down if down.sum() < 0 else -down
+    place: Any = {"xytext": 9 * down, "textcoords": "offset points", "rotation_mode": "anchor"}
+    note = axes.annotate(look.label, np.asarray(path)[longest : longest + 2].mean(0), **place)
+    note.set(rotation=np.rad2deg(np.arctan2(along[1], along[0])), path_effects=HALO)
+    note.set(color=look.text, ha="center", va="center")
+
+
+def upwards(lines: Sequence[Sequence[float]], near: float) -> list[int]:
+    """Places of the lines by their last values, the lowest first.
+
+    Values that are less than `near` apart tell nothing: the values before them decide.
+    """
+
+    def by_value(places: list[int], back: int) -> list[int]:
+        if len(places) < 2 or back > min(len(lines[place]) for place in places):
+            return places
+        places = sorted(places, key=lambda place: lines[place][-back])
+        groups = [places[:1]]
+        for one, other in zip(places, places[1:], strict=False):
+            if lines[other][-back] - lines[one][-back] < near:
+                groups[-1].append(other)
+            else:
+                groups.append([other])
+        return [place for group in groups for place in by_value(group, back + 1)]
+
+    return by_value(list(range(len(lines))), 1)
+
+
 def spread(
-    wanted: Sequence[float], heights: Sequence[float], low: float, high: float
+    wanted: Sequence[float],
+    heights: Sequence[float],
+    low: float,
+    high: float,
+    upwards: Sequence[int] | None = None,
 ) -> npt.NDArray[np.float64]:
     """Middles of labels that do not overlap, as near as can be to the wanted ones (n,), in order.
+
+    upwards: places of the labels from the lowest on, if not the order of the wanted middles.
 
     Pool-adjacent-violators: labels that would overlap form a block, centred where its members
     want to be. The whole column is then moved inside [low, high] if it fits.
     """
-    order = np.argsort(np.asarray(wanted), kind="stable")
+    order = np.argsort(np.asarray(wanted), kind="stable") if upwards is None else list(upwards)
     tall = np.asarray(heights, dtype=float)[order]
     offset = np.cumsum(tall) - tall / 2
     blocks: list[list[float]] = []
@@ -635,7 +732,6 @@ def _dots(
     """
     if not results:
         raise ValueError("results must hold at least one method, got none")
-    sign = "+" if signed else ""
     right = axes.get_yaxis_transform()  # x from 0 to 1 across the axes, y in data
     for row, (name, values) in enumerate(results.items()):
         look, raw = look_of(name), np.asarray(values, dtype=float)
@@ -649,7 +745,7 @@ def _dots(
             axes.plot(raw, np.full(len(raw), row), "|", **fine)
             axes.plot([mean - half, mean + half], [row, row], color=look.colour, lw=3, alpha=0.9)
         axes.plot(mean, row, ls="", **_mark(look))
-        numbers = f"{mean:{sign}.{digits}f}{spread}".replace("-", "\N{MINUS SIGN}")
+        numbers = _number(mean, digits, "+" if signed else "") + spread
         axes.text(1.02, row, numbers, transform=right, color=look.text, fontsize=9.5, va="center")
     axes.set_yticks(range(len(results)), list(results))
     axes.set_ylim(len(results) - 0.4, -0.6)
@@ -693,6 +789,7 @@ def client_mix(
             axes.set_title(title, loc="left")
         for axes in grid[-1]:
             axes.set_xlabel(f"clients; darkest: {most:.0f} examples")
+    return figure
 
 
 def votes(
@@ -735,6 +832,7 @@ def votes(
         left.spines["left"].set_visible(False)
         left.set(xlabel=xlabel, xlim=(xlim[0] - 0.03 * (xlim[1] - xlim[0]), xlim[1]))
         right.set(xlabel=metric, xlim=(0, 1), yticklabels=[])
+    return figure
 
 
 def marks(

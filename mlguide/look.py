@@ -34,6 +34,7 @@ class Look:
     marker: str = "o"
     filled: bool = True
     symbol: str = ""
+    width: float = 2.0  # of a line, in points
 
     @property
     def text(self) -> str:
@@ -119,6 +120,16 @@ METHODS: dict[str, Look] = {
         replace(_SHARED, label="mean", filled=False),
         replace(_SHARED, label="PCGrad", line="-.", marker="^"),
         replace(_SHARED, label="MGDA", line=":", marker="v"),
+        replace(_SHARED, label="fixed weights", line="-"),
+        *(
+            replace(_SHARED, label=f"weight {weight:g}")
+            for weight in (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10)
+        ),
+        replace(_SHARED, label="fixed halfway", filled=False),
+        replace(_SHARED, label="normalised", marker="s"),
+        replace(_SHARED, label="learned", line="-.", marker="^"),
+        Look("alone, formula", INK, line=":", marker="", width=1.3),
+        Look("shared, formula", INK, line=":", marker="", width=1.3),
         replace(STATES["on-device"], label="clipped and noised", line="-", marker="s"),
         Look("one network each", "#333333", marker="s"),
         Look("from scratch", "#333333", marker="^"),

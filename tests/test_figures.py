@@ -10,7 +10,7 @@ from matplotlib.text import Annotation, Text
 
 from mlguide import figures
 from mlguide.experiments import interval
-from mlguide.figures import METHODS, STATES, spread
+from mlguide.figures import METHODS, STATES, spread, upwards
 from mlguide.look import WIDTH, Look, sheet
 
 BUDGETS = [1, 5, 20, 100]
@@ -46,6 +46,13 @@ def test_a_name_looks_the_same_everywhere():
     assert (line.get_color(), line.get_marker()) == (STATES["frozen"].colour, "s")
 
 
+def test_a_line_is_as_wide_as_its_look_says():
+    results = {"alone": RESULTS["pixels"], "alone, formula": RESULTS["pixels"]}
+    axes = figures.line_bands(BUDGETS, results, xlabel="x", ylabel="y").axes[0]
+    measured, formula = axes.lines[:2]
+    assert formula.get_linewidth() < measured.get_linewidth() and formula.get_linestyle() == ":"
+
+
 def test_no_two_states_share_a_colour_or_any_other_sign():
     for one, other in combinations(STATES.values(), 2):
         assert one.colour != other.colour and one.hatch != other.hatch
@@ -62,6 +69,29 @@ def test_names_at_the_line_ends_do_not_overlap_and_stay_on_the_page():
     assert all(box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
 
 
+def test_names_of_lines_that_end_alike_stand_in_the_order_of_the_lines():
+    lines = {"below": [0.2, 0.1, 0.501], "above": [0.2, 0.6, 0.5], "top": [0.1, 0.2, 0.9]}
+    results = {name: np.stack([line, line]) for name, line in lines.items()}
+    for names in (["below", "above", "top"], ["above", "top", "below"]):
+        ordered = {name: results[name] for name in names}
+        figure = figures.line_bands([0, 1, 2], ordered, xlabel="x", ylabel="y", ylim=(0, 1))
+        at = {note.get_text(): note.get_position()[1] for note in figure.axes[0].texts}
+        assert sorted(at, key=at.get) == ["below", "above", "top"]
+        figure.draw_without_rendering()
+        boxes = [Text.get_window_extent(note) for note in figure.axes[0].texts]
+        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+        ends = {note.get_text(): note.xy[1] for note in figure.axes[0].texts}
+        assert ends == {name: line[-1] for name, line in lines.items()}  # stems lead to the ends
+
+
+def test_upwards_asks_earlier_values_only_where_the_later_ones_tie():
+    assert upwards([[0.0, 2.0], [9.0, 1.0]], 0.1) == [1, 0]
+    assert upwards([[0.0, 1.05], [9.0, 1.0]], 0.1) == [0, 1]
+    assert upwards([[3.0, 1, 1], [2.0, 1, 1], [1.0, 0, 1]], 0.1) == [2, 1, 0]
+    assert upwards([[1.0], [1.0], [0.5]], 0.1) == [2, 0, 1]  # nothing tells: as they came
+    assert upwards([], 0.1) == []
+
+
 def test_spread_moves_labels_no_more_than_needed():
     assert spread([0.1, 0.9, 0.5], [0.1] * 3, 0, 1) == pytest.approx([0.1, 0.9, 0.5])
     assert spread([0.5, 0.5], [0.2, 0.2], 0, 1) == pytest.approx([0.4, 0.6])
@@ -70,6 +100,7 @@ def test_spread_moves_labels_no_more_than_needed():
     placed = spread([0.52, 0.5, 0.51, 0.95], list(heights), 0, 1)
     assert list(np.argsort(placed)) == [1, 2, 0, 3]
     assert np.diff(np.sort(placed))[:2] == pytest.approx([0.15, 0.1])
+    assert spread([0.5, 0.52], [0.2, 0.2], 0, 1, [1, 0]) == pytest.approx([0.61, 0.41])
 
 
 def test_dots_show_every_seed_and_say_the_interval():
@@ -79,6 +110,8 @@ def test_dots_show_every_seed_and_say_the_interval():
     expected = interval(gain)
     assert axes.lines[1].get_xdata() == pytest.approx([expected.low, expected.high])
     assert axes.texts[0].get_text() == f"{expected:+}"
+    level = figures.dot_intervals({"5 labels": [-0.001, -0.003]}, xlabel="x", zero=True, digits=2)
+    assert level.axes[0].texts[0].get_text().startswith("0.00 ±")  # zero has no sign
 
 
 def test_cost_stands_beside_accuracy_in_the_same_row():
@@ -100,6 +133,12 @@ def test_cost_ratios_stand_where_they_are_and_say_so():
     axes = figures.cost_ratios(ratios, to="shared").axes[0]
     lines = [line for line in axes.lines if len(line.get_xdata()) == 2]
     assert [list(line.get_xdata()) for line in lines] == [[1, 1], [3.0, 2.5], [1.0, 2]]
+    near = {name: {"weights": 1.0, "time": 2.0} for name in ("one network", "another network")}
+    crowd = figures.cost_ratios(near, to="a network like these").axes[0]
+    crowd.figure.draw_without_rendering()
+    names = [Text.get_window_extent(t) for t in crowd.texts if "network" in t.get_text()]
+    names.append(crowd.lines[0].get_window_extent())
+    assert not any(one.overlaps(other) for one, other in combinations(names, 2))
     assert lines[0].get_color() == STATES["shared"].colour
     texts = {text.get_text() for text in axes.texts}
     assert texts == {"shared", *ratios, "3.00×", "2.50×", "1.00×", "2.00×"}
@@ -142,6 +181,10 @@ def test_panels_have_one_scale_and_each_its_own_methods():
     assert (above.get_title(loc="left"), below.get_title(loc="left")) == ("near", "far")
     means = [line.get_xdata()[0] for line in below.lines if len(line.get_xdata()) == 1]
     assert means == pytest.approx([far["pixels"].mean()])
+    figure = figures.dot_panels({"near": near, "far": far}, xlabel="x", level=("chance", 0.1))
+    for axes in figure.axes:
+        assert [0.1, 0.1] in [list(line.get_xdata()) for line in axes.lines]
+    assert sum(t.get_text() == "chance" for axes in figure.axes for t in axes.texts) == 1
 
 
 @pytest.mark.parametrize(
@@ -230,6 +273,29 @@ def test_a_trade_off_shows_each_path_and_both_intervals_of_its_end():
             figures.tradeoff(wrong, xlabel="new", ylabel="old", **limits)
 
 
+def test_a_front_has_no_end_and_its_name_runs_along_it():
+    corner = [[0.2, 0.6], [0.5, 0.6], [0.55, 0.5]]
+    results = {"fixed weights": np.array([corner, corner]), "EWC": [[[0.8, 0.8]], [[0.8, 0.9]]]}
+    limits = {"xlim": (0.0, 1.0), "ylim": (0.0, 1.0)}
+    figure = figures.tradeoff(
+        results, xlabel="new", ylabel="old", fronts=["fixed weights"], **limits
+    )
+    axes = figure.axes[0]
+    markers = {str(line.get_marker()) for line in axes.lines if len(line.get_xdata()) == 3}
+    assert markers == {"None", "."}  # a line and its dots
+    assert {line.get_label() for line in axes.lines} & set(results) == {"EWC"}
+    assert sum(isinstance(c, LineCollection) for c in axes.collections) == 2  # those of EWC
+    name = next(text for text in axes.texts if text.get_text() == "fixed weights")
+    assert name.arrow_patch is None and name.get_rotation() == pytest.approx(0, abs=1e-6)
+    figure.draw_without_rendering()
+    box = Text.get_window_extent(name)
+    left, right = axes.transData.transform(corner[:2])
+    assert left[0] < box.x0 and box.x1 < right[0] and left[1] - 25 < box.y0 and box.y1 < left[1]
+    for wrong in ("EWC", "L2-SP"):
+        with pytest.raises(ValueError, match="several points, got"):
+            figures.tradeoff(results, xlabel="new", ylabel="old", fronts=[wrong], **limits)
+
+
 def test_heat_map_says_mean_and_interval_of_each_cell_and_frames_the_best_of_a_column():
     values = np.stack([[[0.3, -0.1], [0.5, -0.2]], [[0.3, -0.1], [0.7, -0.2]]])
     axes = figures.heat_map(["head", "all"], ["dark", "noisy"], values, label="gain").axes[0]
@@ -240,6 +306,12 @@ def test_heat_map_says_mean_and_interval_of_each_cell_and_frames_the_best_of_a_c
     assert sorted((round(f.get_x()), round(f.get_y())) for f in frames) == [(0, 1), (1, 0)]
     hatched = [p for p in axes.patches if p.get_hatch()]
     assert len(hatched) == 2  # a grey print tells loss from gain
+    three = np.stack([[0.3, 0.1, -0.1], [0.3, 0.5, -0.1]])[:, None]  # sure, not sure, a loss
+    axes = figures.heat_map(["head"], ["a", "b", "c"], three, label="gain", sure=True).axes[0]
+    frames = [p for p in axes.patches if not p.get_fill()]
+    assert [(round(f.get_x()), round(f.get_y())) for f in frames] == [(0, 0)]
+    zero = figures.heat_map(["head"], ["dark"], np.full((2, 1, 1), -0.004), label="gain").axes[0]
+    assert zero.texts[0].get_text() == "0.00\n± 0.00" and not zero.patches[0].get_hatch()
     with pytest.raises(ValueError, match=r"\(seeds, 2, 1\).*\(2, 2, 2\)"):
         figures.heat_map(["head", "all"], ["dark"], values, label="gain")
 
