@@ -81,7 +81,6 @@ NEUTRAL = Look("", "#555555")
 
 # What starts from another model wears the colour of its state; what starts alone is grey.
 _FROZEN, _TRAINED, _SHARED = STATES["frozen"], STATES["trained"], STATES["shared"]
-_DEVICE = STATES["on-device"]
 _DEVICE, _SERVER = STATES["on-device"], STATES["on-server"]
 METHODS: dict[str, Look] = {
     look.label: look
