@@ -693,6 +693,7 @@ def client_mix(
             axes.set_title(title, loc="left")
         for axes in grid[-1]:
             axes.set_xlabel(f"clients; darkest: {most:.0f} examples")
+    return figure
 
 
 def votes(
@@ -735,6 +736,7 @@ def votes(
         left.spines["left"].set_visible(False)
         left.set(xlabel=xlabel, xlim=(xlim[0] - 0.03 * (xlim[1] - xlim[0]), xlim[1]))
         right.set(xlabel=metric, xlim=(0, 1), yticklabels=[])
+    return figure
 
 
 def marks(

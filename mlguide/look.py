@@ -80,7 +80,6 @@ NEUTRAL = Look("", "#555555")
 
 # What starts from another model wears the colour of its state; what starts alone is grey.
 _FROZEN, _TRAINED, _SHARED = STATES["frozen"], STATES["trained"], STATES["shared"]
-_DEVICE = STATES["on-device"]
 _DEVICE, _SERVER = STATES["on-device"], STATES["on-server"]
 METHODS: dict[str, Look] = {
     look.label: look
@@ -134,7 +133,6 @@ METHODS: dict[str, Look] = {
         replace(STATES["shared"], label="one shared network"),
         Look("three networks", "#333333", marker="^"),
         Look("three narrow networks", "#777777", line="--", marker="s", filled=False),
-        replace(_DEVICE, label="FedAvg", line="-", marker="o"),
         replace(_DEVICE, label="FedProx", line=":", marker="v"),
         replace(_DEVICE, label="SCAFFOLD", line="--", marker="s"),
         replace(_DEVICE, label="FedAvgM", line="-.", marker="^", filled=False),
