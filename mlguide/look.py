@@ -144,7 +144,6 @@ METHODS: dict[str, Look] = {
         replace(STATES["shared"], label="one shared network"),
         Look("three networks", "#333333", marker="^"),
         Look("three narrow networks", "#777777", line="--", marker="s", filled=False),
-        replace(_DEVICE, label="FedAvg", line="-", marker="o"),
         replace(_DEVICE, label="FedProx", line=":", marker="v"),
         replace(_DEVICE, label="SCAFFOLD", line="--", marker="s"),
         replace(_DEVICE, label="FedAvgM", line="-.", marker="^", filled=False),
