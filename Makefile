@@ -5,8 +5,8 @@ BIN    := .venv/bin
 READY  := .venv/.ready
 FRONT  := _build/html/index.html
 BUILT  := _build/.built
-SOURCES := _config.yml _toc.yml $(wildcard mlguide/*.py) \
-           $(shell find book notebooks -type f -not -path '*/.*' -not -name '*.pyc')
+SOURCES := _config.yml _toc.yml \
+           $(shell find book notebooks mlguide -type f -not -path '*/.*' -not -name '*.pyc')
 
 # A notebook stays with one worker, whose kernel runs its cells in order.
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=180 -n 2 --dist loadfile
