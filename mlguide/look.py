@@ -140,7 +140,6 @@ METHODS: dict[str, Look] = {
         replace(_DEVICE, label="FedAvg, 2 shards", line="--", marker="o", filled=False),
         replace(_DEVICE, label="FedSGD, 2 shards", line="-.", marker="v"),
         replace(_DEVICE, label="same start", line="-", marker="o"),
-        Look("central", "#808080", line=":", marker="X"),
         replace(STATES["shared"], label="one shared network"),
         Look("three networks", "#333333", marker="^"),
         Look("three narrow networks", "#777777", line="--", marker="s", filled=False),

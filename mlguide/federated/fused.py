@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mlguide.federated.client import Weights
 
@@ -51,15 +52,17 @@ def fused_sgd(
     m = len(inputs)
     local = {name: w.expand(m, *w.shape).clone() for name, w in weights.items()}
     W, b = ([local[f"{layer}.{part}"] for layer in layers] for part in ("weight", "bias"))
-    client = torch.arange(m)[:, None]
+    first = torch.arange(m)[:, None] * inputs.shape[1]  # row of each client's first example
+    table, classes = inputs.flatten(0, 1).flatten(1), labels.flatten()
     for rows in batches.unbind(1):
+        drawn = first + rows.clamp(min=0)
         counted = (rows >= 0).to(W[0].dtype)
         share = counted / counted.sum(1, keepdim=True).clamp(min=1)  # in the mean loss
-        h = [inputs[client, rows.clamp(min=0)].flatten(2)]
+        h = [F.embedding(drawn, table)]  # copies whole rows, which indexing does not
         for weight, bias in zip(W[:-1], b[:-1], strict=True):
             h.append(torch.baddbmm(bias[:, None], h[-1], weight.mT).relu_())
         delta = torch.baddbmm(b[-1][:, None], h[-1], W[-1].mT).softmax(-1)
-        target = labels[client, rows.clamp(min=0)][..., None]
+        target = classes[drawn][..., None]
         delta.scatter_add_(-1, target, torch.full_like(delta[..., :1], -1.0))
         delta *= share[..., None]
         deltas = [delta]

@@ -55,7 +55,8 @@ def dirichlet(
     arXiv:1909.06335). What does not go evenly is left out.
 
     Args:
-        labels: ``(N,)`` int64. alpha: above 0.
+        labels: ``(N,)`` int64. alpha: above 0, the sum over the classes, as in Hsu et al.; where
+            others give each class an alpha, this is theirs times the number of classes.
 
     Raises:
         ValueError: if ``alpha`` is not above 0, or there is not an example for each client.

@@ -158,7 +158,8 @@ def train_clients(
     bytes_each = size * next(iter(weights.values())).element_size()
     chunk = 1 if engine == "loop" else max(1, CACHE // bytes_each)
     done: list[Weights] = []
-    for at in torch.arange(len(inputs)).split(chunk):
+    for first in range(0, len(inputs), chunk):
+        at = slice(first, first + chunk)
         mine = None if corrections is None else {n: c[at] for n, c in corrections.items()}
         data = inputs[at], labels[at], batches[at]
         if engine == "loop":
