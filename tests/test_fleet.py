@@ -1,0 +1,177 @@
+"""A deployment with real processes on loopback, and what may go wrong with it. Minutes, so in CI."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+if not os.environ.get("CI"):
+    pytest.skip("real processes are tested by .ci/run (CI=true)", allow_module_level=True)
+
+from mlguide.federated.flower import fleet as fleets
+from mlguide.federated.flower.apps import Job, save_phones
+from mlguide.federated.flower.fleet import Fleet
+from mlguide.federated.simulation import Federation
+
+PHONES = {
+    k: (
+        torch.rand(20 + 5 * k, 6, generator=torch.Generator().manual_seed(k)),
+        torch.arange(20 + 5 * k) % 3,
+    )
+    for k in range(6)
+}
+JOB = Job(inputs=6, hidden=5, classes=3, rounds=1, patience=60)
+
+
+def apart(weights: dict[str, torch.Tensor], job: Job, phones: list[int]) -> float:
+    """Largest difference from the weights that one process ends with."""
+    here = Federation(
+        job.model(), [PHONES[k] for k in phones], learning_rate=job.learning_rate, seed=job.seed,
+        epochs=job.epochs, batch_size=job.batch_size, engine="loop",
+    )  # fmt: skip
+    here.run(job.rounds)
+    return max(float((w - here.weights[n]).abs().max()) for n, w in weights.items())
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.2)
+
+
+def alive(folder: Path) -> list[str]:
+    """Command lines of the processes that belong to a fleet, whoever started them."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder).encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Fleet]:
+    """A server, and three nodes that may come in, with two phones each."""
+    with Fleet() as running:
+        running.start_server()
+        for n in range(3):
+            folder = running.folder / f"node{n}"
+            save_phones(folder, {k: PHONES[k] for k in (2 * n, 2 * n + 1)})
+            running.register(f"node{n}")
+            running.start_node(f"node{n}", folder)
+        yield running
+        folder = running.folder
+    assert alive(folder) == [] and not folder.exists()
+
+
+def start_over(fleet: Fleet) -> None:
+    (fleet.folder / "out.safetensors").unlink(missing_ok=True)
+
+
+def test_a_fleet_ends_with_the_weights_of_one_process(fleet: Fleet):
+    job = replace(JOB, rounds=2, nodes=3)
+    result = fleets.run(fleet, job)
+    assert [r["answered"] for r in result["rounds"]] == [3, 3]
+    # A client is numbered by its phone, as its batches depend on that
+    assert apart(result["weights"], job, [0, 1, 2, 3, 4, 5]) < 1e-6
+
+
+def test_a_node_with_a_wrong_key_is_not_let_in(fleet: Fleet):
+    start_over(fleet)
+    fleets.make_node_key(fleet.folder / "stranger.key")  # never registered
+    folder = fleet.folder / "stranger"
+    save_phones(folder, {0: (PHONES[0][0], 2 - PHONES[0][1])})
+    fleet.start_node("stranger", folder)
+    wait_until(lambda: "auth" in fleet.log("stranger").lower())
+    result = fleets.run(fleet, JOB)
+    assert result["rounds"] == [{"round": 1, "answered": 3, "refused": {}}]
+    assert apart(result["weights"], JOB, [0, 1, 2, 3, 4, 5]) < 1e-6
+    fleet.kill("stranger")
+
+
+def test_a_node_that_sends_nan_and_one_that_fails_are_refused_by_name(fleet: Fleet):
+    start_over(fleet)
+    bad = {"nan": torch.full((20, 6), torch.nan), "fails": torch.zeros(20, 7)}
+    for name, inputs in bad.items():
+        save_phones(fleet.folder / name, {9: (inputs, torch.zeros(20, dtype=torch.int64))})
+        fleet.register(name)
+        fleet.start_node(name, fleet.folder / name)
+    result = fleets.run(fleet, replace(JOB, nodes=5))
+    (report,) = result["rounds"]
+    assert report["answered"] == 3 and len(report["refused"]) == 2
+    reasons = " / ".join(report["refused"].values())
+    assert "NaN" in reasons and "shape" in reasons
+    assert apart(result["weights"], JOB, [0, 1, 2, 3, 4, 5]) < 1e-6
+    for name in bad:
+        fleet.kill(name)
+
+
+def test_a_server_that_is_started_again_goes_on_where_it_was(fleet: Fleet):
+    start_over(fleet)
+    job, said = replace(JOB, rounds=3, nodes=3), []
+
+    def run() -> None:
+        try:
+            fleets.run(fleet, job)
+        except Exception as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    wait_until(lambda: (fleet.folder / "out.safetensors").exists())
+    fleet.kill("superlink")
+    thread.join(timeout=120)
+    assert not thread.is_alive() and said and "flwr run" in said[0]
+    fleet.start_server()
+    result = fleets.run(fleet, job)
+    assert [r["round"] for r in result["rounds"]] == [1, 2, 3]
+    assert apart(result["weights"], job, [0, 1, 2, 3, 4, 5]) < 1e-6
+
+
+def test_a_node_that_dies_in_the_middle_of_a_round_is_named_and_missed(fleet: Fleet):
+    start_over(fleet)
+    job, results = replace(JOB, epochs=4000, patience=25, rounds=1), []
+    before = fleet.log("node2")
+    thread = threading.Thread(target=lambda: results.append(fleets.run(fleet, job)))
+    thread.start()
+    wait_until(lambda: "train" in fleet.log("node2")[len(before) :].lower())
+    fleet.kill("node2")
+    thread.join(timeout=150)
+    assert not thread.is_alive()
+    (report,) = results[0]["rounds"]
+    assert report["answered"] == 2 and list(report["refused"].values()) == ["no answer"]
+    assert all(torch.isfinite(w).all() for w in results[0]["weights"].values())
+
+
+def test_too_few_nodes_is_an_end_with_a_message(fleet: Fleet):
+    start_over(fleet)
+    with pytest.raises(RuntimeError, match="of 9 nodes connected within 3 seconds"):
+        fleets.run(fleet, replace(JOB, nodes=9, patience=3, rounds=20))
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_process_is_left_behind(sign: signal.Signals, tmp_path: Path):
+    command = [sys.executable, "-m", "mlguide.federated.flower.fleet", "--rounds", "20"]
+    process = subprocess.Popen(
+        command, env=os.environ | {"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    wait_until(lambda: any(tmp_path.glob("fleet-*/node1.log")))
+    (folder,) = tmp_path.glob("fleet-*")
+    assert alive(folder)
+    process.send_signal(sign)
+    process.wait(timeout=30)
+    wait_until(lambda: not alive(folder), seconds=30)
+    if sign is not signal.SIGKILL:
+        assert not folder.exists()

@@ -1,0 +1,194 @@
+"""Our client on Flower's engine: the same function, the same weights, and guarded answers."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+if not os.environ.get("CI"):
+    pytest.importorskip("flwr")
+
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg
+from flwr.supercore.task_identity import TaskIdentity
+
+from mlguide.federated import client
+from mlguide.federated.aggregation import adam
+from mlguide.federated.client import to_vector, trained_weights
+from mlguide.federated.flower import apps
+from mlguide.federated.flower.apps import Job
+from mlguide.federated.simulation import Federation
+
+PHONES = {
+    k: (
+        torch.rand(20 + 5 * k, 6, generator=torch.Generator().manual_seed(k)),
+        torch.arange(20 + 5 * k) % 3,
+    )
+    for k in range(4)
+}
+JOB = Job(inputs=6, hidden=5, classes=3, nodes=4, epochs=2, rounds=3, patience=60)
+
+SIMULATE = """
+import json, sys
+from flwr.simulation import run_simulation
+from mlguide.federated.flower.apps import Job, client_app, server_app
+
+for settings in json.loads(sys.argv[1]):
+    job = Job(**settings)
+    run_simulation(server_app(job), client_app(job), num_supernodes=job.nodes, backend_config={
+        "init_args": {"num_cpus": 2, "log_to_driver": False},
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+    })
+"""
+
+
+def test_the_client_is_the_one_of_the_book():
+    assert apps.local_sgd is client.local_sgd
+
+
+def test_flower_and_our_simulation_end_with_the_same_weights(tmp_path: Path):
+    apps.save_phones(tmp_path, PHONES)
+    theirs: dict[str, dict[str, Any]] = {
+        "FedAvg": {},
+        "FedProx": {"proximal_mu": 0.5},
+        "FedAdam": {"eta": 0.01, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3},
+    }
+    ours = {"FedAvg": {}, "FedProx": {"proximal": 0.5}, "FedAdam": {"server": adam(0.01)}}
+    jobs = [
+        {**vars(JOB), "data": str(tmp_path), "out": str(tmp_path / name), "strategy": name,
+         "settings": json.dumps(settings)}
+        for name, settings in theirs.items()
+    ]  # fmt: skip
+    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
+             "RAY_USAGE_STATS_ENABLED": "0", "FLWR_HOME": str(tmp_path / "home")}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", SIMULATE, json.dumps(jobs)], capture_output=True, text=True,
+        env=os.environ | quiet, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, settings in ours.items():
+        weights, rounds = apps.load_result(tmp_path / name)
+        assert [r["answered"] for r in rounds] == [4, 4, 4]
+        here = Federation(
+            JOB.model(), list(PHONES.values()), learning_rate=JOB.learning_rate, seed=JOB.seed,
+            epochs=JOB.epochs, batch_size=JOB.batch_size, **settings,
+        )  # fmt: skip
+        start = to_vector(here.weights)
+        here.run(JOB.rounds)
+        moved = (to_vector(here.weights) - start).abs().max()
+        apart = max(float((w - weights[n]).abs().max()) for n, w in here.weights.items())
+        assert apart < 1e-6 < moved, name
+
+
+# The guard, on messages that no process has to send
+
+
+@pytest.fixture(autouse=True)
+def identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages belong to a run."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+class Grid:
+    """As much of Flower's grid as a strategy needs to ask nodes."""
+
+    def __init__(self, nodes: int) -> None:
+        self.nodes = range(1, nodes + 1)
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.nodes)
+
+
+def answer(node: int, weights: dict[str, torch.Tensor], examples: float = 10) -> Message:
+    content = RecordDict(
+        {"arrays": ArrayRecord(weights), "metrics": MetricRecord({"num-examples": examples})}
+    )
+    question = Message(content=RecordDict(), dst_node_id=node, message_type="train")
+    return Message(content, reply_to=question)
+
+
+def play(answers: list[Message], nodes: int = 3) -> tuple[Any, list[dict[str, Any]]]:
+    reports: list[dict[str, Any]] = []
+    strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
+    apps.guarded(strategy, patience=1, reports=reports)
+    strategy.configure_train(1, ArrayRecord(WEIGHTS), ConfigRecord(), Grid(nodes))
+    arrays, _ = strategy.aggregate_train(1, answers)
+    return arrays.to_torch_state_dict(), reports
+
+
+WEIGHTS = trained_weights(JOB.model())
+GOOD = {name: w + 1 for name, w in WEIGHTS.items()}
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({**GOOD, "head.bias": torch.full((3,), torch.nan)}, "3 weights are NaN or infinite"),
+        ({**GOOD, "head.bias": torch.zeros(4)}, r"head.bias has shape \(4,\), not \(3,\)"),
+        ({"head.bias": torch.zeros(3)}, r"weights named \['head.bias'\]"),
+    ],
+)
+def test_an_answer_that_cannot_be_averaged_is_refused_by_name(bad: Any, reason: str):
+    arrays, reports = play([answer(1, GOOD), answer(2, bad), answer(3, GOOD)])
+    assert all(torch.allclose(arrays[name], w) for name, w in GOOD.items())
+    assert reports[0]["answered"] == 2 and re.search(reason, reports[0]["refused"]["2"])
+
+
+@pytest.mark.parametrize("examples", [0.0, -5.0, float("nan"), float("inf")])
+def test_an_answer_of_no_examples_is_refused(examples: float):
+    arrays, reports = play([answer(1, GOOD), answer(2, GOOD, examples)])
+    assert reports[0]["answered"] == 1 and "2" in reports[0]["refused"]
+    assert all(torch.isfinite(w).all() for w in arrays.values())
+
+
+def test_who_does_not_answer_is_named():
+    _, reports = play([answer(1, GOOD)], nodes=2)
+    assert reports[0]["refused"] == {"2": "no answer"}
+
+
+def test_a_round_without_any_answer_stops_the_training_and_says_why():
+    failed = Message(
+        Error(0, "out of memory"),
+        reply_to=Message(content=RecordDict(), dst_node_id=1, message_type="train"),
+    )
+    with pytest.raises(RuntimeError, match="round 1 has no answer .* node 1: out of memory"):
+        play([failed], nodes=1)
+
+
+def test_waiting_for_nodes_ends():
+    with pytest.raises(TimeoutError, match="2 of 3 nodes connected within 1 seconds"):
+        apps.wait_for_nodes(Grid(2), 3, 1)
+
+
+# What a job and its files are
+
+
+def test_a_job_is_what_the_app_says():
+    assert Job.of(JOB.run_config()) == JOB
+    assert set(JOB.run_config()) >= {"batch-size", "learning-rate"}
+    with pytest.raises(ValueError, match="run config has batch, learn"):
+        Job.of({"batch": 1, "learn": 2, "rounds": 3})
+
+
+def test_the_app_that_is_sent_has_a_jobs_settings():
+    text = (Path(apps.__file__).parent / "wardrobe" / "pyproject.toml").read_text()
+    app = tomllib.loads(text)["tool"]["flwr"]["app"]
+    assert Job.of(app["config"]) == Job()
+
+
+def test_phones_are_files_of_their_own(tmp_path: Path):
+    apps.save_phones(tmp_path, PHONES)
+    assert len(list(tmp_path.iterdir())) == 4
+    assert list(apps.load_phones(tmp_path)) == [0, 1, 2, 3]
+    (one,) = apps.load_phones(tmp_path, 2).values()
+    assert torch.equal(one[0], PHONES[2][0]) and torch.equal(one[1], PHONES[2][1])
+    with pytest.raises(FileNotFoundError, match="has no phone_9"):
+        apps.load_phones(tmp_path, 9)
