@@ -3,9 +3,8 @@
 import json
 import os
 import re
-import subprocess
-import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from mlguide.federated.aggregation import adam
 from mlguide.federated.client import to_vector, trained_weights
 from mlguide.federated.flower import apps
 from mlguide.federated.flower.apps import Job
+from mlguide.federated.flower.simulation import simulate
 from mlguide.federated.simulation import Federation
 
 PHONES = {
@@ -35,56 +35,42 @@ PHONES = {
 }
 JOB = Job(inputs=6, hidden=5, classes=3, nodes=4, epochs=2, rounds=3, patience=60)
 
-SIMULATE = """
-import json, sys
-from flwr.simulation import run_simulation
-from mlguide.federated.flower.apps import Job, client_app, server_app
-
-for settings in json.loads(sys.argv[1]):
-    job = Job(**settings)
-    run_simulation(server_app(job), client_app(job), num_supernodes=job.nodes, backend_config={
-        "init_args": {"num_cpus": 2, "log_to_driver": False},
-        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-    })
-"""
-
 
 def test_the_client_is_the_one_of_the_book():
     assert apps.local_sgd is client.local_sgd
 
 
-def test_flower_and_our_simulation_end_with_the_same_weights(tmp_path: Path):
-    apps.save_phones(tmp_path, PHONES)
-    theirs: dict[str, dict[str, Any]] = {
-        "FedAvg": {},
-        "FedProx": {"proximal_mu": 0.5},
-        "FedAdam": {"eta": 0.01, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3},
-    }
-    ours = {"FedAvg": {}, "FedProx": {"proximal": 0.5}, "FedAdam": {"server": adam(0.01)}}
-    jobs = [
-        {**vars(JOB), "data": str(tmp_path), "out": str(tmp_path / name), "strategy": name,
-         "settings": json.dumps(settings)}
-        for name, settings in theirs.items()
-    ]  # fmt: skip
-    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
-             "RAY_USAGE_STATS_ENABLED": "0", "FLWR_HOME": str(tmp_path / "home")}  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", SIMULATE, json.dumps(jobs)], capture_output=True, text=True,
-        env=os.environ | quiet, timeout=280,
+STRATEGIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "FedAvg": ({}, {}),
+    "FedProx": ({"proximal_mu": 0.5}, {"proximal": 0.5}),
+    "FedAdam": (
+        {"eta": 0.01, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3},
+        {"server": adam(0.01)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_flower_and_our_simulation_end_with_the_same_weights(name: str):
+    theirs, ours = STRATEGIES[name]
+    job = replace(JOB, strategy=name, settings=json.dumps(theirs))
+    weights, rounds = simulate(job, PHONES, timeout=250)
+    assert [r["answered"] for r in rounds] == [4, 4, 4]
+    here = Federation(
+        job.model(), list(PHONES.values()), learning_rate=job.learning_rate, seed=job.seed,
+        epochs=job.epochs, batch_size=job.batch_size, engine="loop", **ours,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    for name, settings in ours.items():
-        weights, rounds = apps.load_result(tmp_path / name)
-        assert [r["answered"] for r in rounds] == [4, 4, 4]
-        here = Federation(
-            JOB.model(), list(PHONES.values()), learning_rate=JOB.learning_rate, seed=JOB.seed,
-            epochs=JOB.epochs, batch_size=JOB.batch_size, **settings,
-        )  # fmt: skip
-        start = to_vector(here.weights)
-        here.run(JOB.rounds)
-        moved = (to_vector(here.weights) - start).abs().max()
-        apart = max(float((w - weights[n]).abs().max()) for n, w in here.weights.items())
-        assert apart < 1e-6 < moved, name
+    start = to_vector(here.weights)
+    here.run(job.rounds)
+    moved = (to_vector(here.weights) - start).abs().max()
+    assert (to_vector(here.weights) - to_vector(weights)).abs().max() < 1e-6 < moved
+
+
+def test_a_simulation_that_fails_says_why():
+    with pytest.raises(RuntimeError, match="round 1 has no answer that can be used"):
+        simulate(replace(JOB, inputs=7), PHONES, timeout=250)
+    with pytest.raises(ValueError, match=r"phones must be numbered 0, 1, ..., got \[3\]"):
+        simulate(JOB, {3: PHONES[3]})
 
 
 # The guard, on messages that no process has to send

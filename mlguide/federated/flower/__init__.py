@@ -1,5 +1,12 @@
-"""The same client on Flower: ``apps`` are its two halves, ``fleet`` runs them on real processes.
+"""The same client on Flower's engine.
 
-The folder ``wardrobe`` is the Flower app that a fleet is sent. All of it needs the extra
-``mlguide[flower]`` (Flower 1.41; its interface moves from month to month).
+``apps`` are its two halves, ``simulation`` runs them on this machine's cores, ``fleet`` on real
+processes, and ``recorder`` keeps what crosses between those.
+
+The folder ``wardrobe`` is the Flower app that a fleet is sent.
 """
+
+from importlib.util import find_spec
+
+if find_spec("flwr") is None:
+    raise ImportError("mlguide.federated.flower needs Flower: pip install 'mlguide[flower]'")

@@ -52,8 +52,8 @@ class Job:
     Args:
         data: folder with a file for each phone, as ``save_phones`` writes them. A node that has a
             ``data`` of its own, in its node config, takes that one.
-        out: file for the server's weights, written after each round, with what happened in it. If
-            it is there at the start, training goes on from it (a strategy's own memory, such as
+        out: file for the server's weights, written after each round, with a report of it. If it is
+            there at the start, training goes on from it (a strategy's own memory, such as
             FedAdam's, begins anew).
         inputs, hidden, classes: sizes of the network, an ``MLP``.
         strategy: name of a strategy of ``flwr.serverapp.strategy``. settings: its arguments, JSON.
@@ -140,14 +140,15 @@ def client_app(job: Job | None = None) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        todo, config = job or Job.of(context.run_config), message.content["config"]
+        todo = job or Job.of(context.run_config)
+        config: dict[str, Any] = dict(message.content.config_records["config"])
         torch.set_num_threads(1)
         if "data" in context.node_config:
             phones = load_phones(Path(str(context.node_config["data"])))
         else:
             phones = load_phones(Path(todo.data), int(context.node_config["partition-id"]))
         model = todo.model()
-        arrays = message.content["arrays"].to_torch_state_dict()
+        arrays = message.content.array_records["arrays"].to_torch_state_dict()
         # Some strategies send float64
         sent = {name: arrays[name].to(w.dtype) for name, w in trained_weights(model).items()}
         round = int(config["rounds-before"]) + int(config["server-round"])
@@ -221,17 +222,21 @@ def guarded(
     """The strategy, changed in place: only ``accept``-ed answers reach its ``aggregate_train``.
 
     Before each round it waits for a node, at most ``patience`` seconds. Of each round it adds to
-    ``reports`` how many nodes answered, and why others are refused, by the node's id. If none
-    answers with something that can be used, the training stops with a RuntimeError that says why.
+    ``reports`` how many nodes gave an answer of use, why others are refused, by the node's id, and
+    how many seconds it took. If no answer is of use, the training stops with a RuntimeError that
+    says why.
     """
     configure, aggregate = chosen.configure_train, chosen.aggregate_train
     sent: Weights = {}
     asked: list[str] = []
+    started = time.monotonic()
 
     def configure_train(
         server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
+        nonlocal started
         wait_for_nodes(grid, 1, patience)
+        started = time.monotonic()
         sent.clear()
         sent.update(arrays.to_torch_state_dict())
         messages = list(configure(server_round, arrays, config, grid))
@@ -249,8 +254,15 @@ def guarded(
         names, _, refused = accept(answers, sent)
         for node, reply in by_node.items():
             if reply.has_error():
-                refused[node] = reply.error.reason
-        reports.append({"round": len(reports) + 1, "answered": len(names), "refused": refused})
+                refused[node] = reply.error.reason or "an error without a reason"
+        reports.append(
+            {
+                "round": len(reports) + 1,
+                "answered": len(names),
+                "refused": refused,
+                "seconds": time.monotonic() - started,
+            }
+        )
         if not names:
             reasons = "; ".join(f"node {node}: {reason}" for node, reason in refused.items())
             raise RuntimeError(f"round {len(reports)} has no answer that can be used: {reasons}")

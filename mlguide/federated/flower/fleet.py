@@ -35,11 +35,13 @@ from torch.nn import functional as F
 
 from mlguide import data, training
 from mlguide.federated import partition
+from mlguide.federated.client import Weights, to_vector
 from mlguide.federated.flower.apps import Job, load_result, save_phones
+from mlguide.federated.flower.recorder import Crossing, Recorder
+from mlguide.federated.flower.simulation import QUIET
 from mlguide.federated.simulation import Federation
 
 APP = Path(__file__).resolve().parent / "wardrobe"
-LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def wardrobe_phones(phones: int, seed: int) -> dict[int, tuple[Tensor, Tensor]]:
@@ -52,24 +54,34 @@ def wardrobe_phones(phones: int, seed: int) -> dict[int, tuple[Tensor, Tensor]]:
 
 
 class Fleet:
-    """A SuperLink and its SuperNodes, as a context: started one by one, all stopped at the end."""
+    """A SuperLink and its SuperNodes, as a context: started one by one, all stopped at the end.
 
-    def __init__(self, *, patience: float = 60.0) -> None:
-        self.patience = patience
+    Args:
+        patience: seconds to wait for a process to start, or a command to end.
+        record: keep in ``crossed``, for each node, what it and the server say to each other.
+    """
+
+    def __init__(self, *, patience: float = 60.0, record: bool = False) -> None:
+        self.patience, self.record = patience, record
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.recorders: dict[str, Recorder] = {}
+
+    @property
+    def crossed(self) -> dict[str, list[Crossing]]:
+        return {node: recorder.crossed for node, recorder in self.recorders.items()}
 
     def __enter__(self) -> Fleet:
         self.folder = Path(tempfile.mkdtemp(prefix="fleet-"))  # for nobody else to read
         self.port = _free_port()
-        self.environment = os.environ | {
-            "FLWR_HOME": str(self.folder / "home"),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "OMP_NUM_THREADS": "1",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-        }
+        self.environment = (
+            os.environ
+            | QUIET
+            | {
+                "FLWR_HOME": str(self.folder / "home"),
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+            }
+        )
         (self.folder / "home").mkdir()
         self.address = f"127.0.0.1:{self.port}"
         (self.folder / "home" / "config.toml").write_text(
@@ -80,8 +92,10 @@ class Fleet:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.processes.values():
+        for process in reversed(self.processes.values()):  # the server last
             _kill_group(process)
+        for recorder in self.recorders.values():
+            recorder.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start_server(self) -> None:
@@ -102,9 +116,12 @@ class Fleet:
         self.flwr("supernode", "register", str(self.folder / f"{node}.key.pub"), "loopback")
 
     def start_node(self, node: str, phones: Path, *, key: str | None = None) -> None:
-        """A SuperNode with the phones of a folder, and the key of that name."""
+        """A SuperNode with the phones of a folder, and the key of that name (None: its own)."""
+        if self.record:
+            self.recorders[node] = Recorder(self.address, self.folder)
+        through = self.recorders[node].address if self.record else self.address
         self._start(
-            node, "flower-supernode", "--superlink", self.address,
+            node, "flower-supernode", "--superlink", through,
             "--root-certificates", str(self.folder / "ca.pem"),
             "--auth-supernode-private-key", str(self.folder / f"{key or node}.key"),
             "--host", "127.0.0.1", "--port", str(_free_port()),
@@ -157,8 +174,8 @@ def _free_port() -> int:
 
 
 def _die_with_parent() -> None:
-    if LIBC is not None:
-        LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
@@ -217,11 +234,10 @@ def make_node_key(path: Path) -> None:
     path.with_name(path.name + ".pub").write_bytes(public)
 
 
-def deploy(fleet: Fleet, job: Job, phones: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """Train ``job`` on a fleet of ``job.nodes`` nodes that share out the phones; the final weights.
-
-    Returns the weights, the rounds' reports, and how long it took from the first message on.
-    """
+def deploy(
+    fleet: Fleet, job: Job, phones: Mapping[int, tuple[Tensor, Tensor]]
+) -> tuple[Weights, list[dict[str, Any]]]:
+    """Train ``job`` on a fleet of ``job.nodes`` nodes that share out the phones; see ``run``."""
     fleet.start_server()
     for n in range(job.nodes):
         name, folder = f"node{n}", fleet.folder / f"node{n}"
@@ -231,15 +247,19 @@ def deploy(fleet: Fleet, job: Job, phones: Mapping[int, tuple[Tensor, Tensor]]) 
     return run(fleet, job)
 
 
-def run(fleet: Fleet, job: Job) -> dict[str, Any]:
-    """Run ``job`` on a fleet that stands; see ``deploy``."""
+def run(fleet: Fleet, job: Job) -> tuple[Weights, list[dict[str, Any]]]:
+    """Train ``job`` on a fleet that stands; the final weights and the rounds' reports.
+
+    Raises:
+        RuntimeError: with what Flower said, if the training stopped before its last round.
+        subprocess.TimeoutExpired: if it outlasts its rounds' patience, and two more.
+    """
     out = fleet.folder / "out.safetensors"
     config = replace(job, out=str(out)).run_config()
     told = " ".join(
         f"{name}={json.dumps(value) if isinstance(value, str) else value}"
         for name, value in config.items()
     )
-    start = time.monotonic()
     said = fleet.flwr(
         "run", str(APP), "loopback", "--stream", "--run-config", told,
         timeout=job.patience * (job.rounds + 2),
@@ -249,11 +269,11 @@ def run(fleet: Fleet, job: Job) -> dict[str, Any]:
     weights, rounds = load_result(out)
     if len(rounds) < job.rounds:
         raise RuntimeError(f"the training stopped after {len(rounds)} rounds:\n{said}")
-    return {"weights": weights, "rounds": rounds, "seconds": time.monotonic() - start}
+    return weights, rounds
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--phones", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
@@ -266,20 +286,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     print(f"{options.phones} phones on {options.nodes} nodes, {job.rounds} rounds ...", flush=True)
     with Fleet() as fleet:
-        result = deploy(fleet, job, phones)
+        weights, rounds = deploy(fleet, job, phones)
     model = job.model()
-    model.load_state_dict(result["weights"])
+    model.load_state_dict(weights)
     here = Federation(
         job.model(), list(phones.values()), learning_rate=job.learning_rate, seed=job.seed,
         epochs=job.epochs, batch_size=job.batch_size, engine="loop",
     )  # fmt: skip
     here.run(job.rounds)
-    apart = max(float((w - here.weights[n]).abs().max()) for n, w in result["weights"].items())
-    print(f"nodes that answered, by round: {[r['answered'] for r in result['rounds']]}")
+    apart = (to_vector(weights) - to_vector(here.weights)).abs().max()
+    for report in rounds:
+        print("round {round}: {answered} nodes answered, in {seconds:.0f} s".format(**report))
+        for node, reason in report["refused"].items():
+            print(f"  node {node} was refused: {reason}")
     print(f"accuracy, fleet:       {training.evaluate(model, pictures, exam.labels):.4f}")
     print(f"accuracy, one process: {training.evaluate(here.model, pictures, exam.labels):.4f}")
     print(f"largest difference between their weights: {apart:.1e}")
-    print(f"the fleet took {result['seconds']:.0f} s")
 
 
 if __name__ == "__main__":
