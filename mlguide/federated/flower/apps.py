@@ -120,15 +120,15 @@ def load_phones(folder: Path, number: int | None = None) -> dict[int, tuple[Tens
 def save_result(path: Path, weights: Weights, rounds: list[dict[str, Any]]) -> None:
     """Weights and the rounds' reports in one file, which is replaced in one stroke."""
     part = path.with_name(path.name + ".part")
-    save_file(weights, part, {"rounds": json.dumps(rounds)})
+    save_file(weights, part, {"rounds": json.dumps(rounds), "names": json.dumps(list(weights))})
     part.replace(path)
 
 
 def load_result(path: Path) -> tuple[Weights, list[dict[str, Any]]]:
-    """What ``save_result`` wrote."""
+    """What ``save_result`` wrote, the weights in the model's order."""
     with safe_open(path, "pt") as file:
-        rounds = json.loads(file.metadata()["rounds"])
-    return load_file(path), rounds
+        rounds, names = (json.loads(file.metadata()[key]) for key in ("rounds", "names"))
+        return {name: file.get_tensor(name) for name in names}, rounds
 
 
 def client_app(job: Job | None = None) -> ClientApp:
