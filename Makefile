@@ -12,7 +12,7 @@ SOURCES := _config.yml _toc.yml \
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=180 -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test refresh bench screenshots clean
+.PHONY: help book serve test refresh bench fleet screenshots clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 20
@@ -56,6 +56,9 @@ refresh: $(READY) ## run the notebooks again in place (all, or NB=path)
 
 bench: $(READY) ## print the speed ratios that the text speaks of
 	$(BIN)/python scripts/bench.py
+
+fleet: $(READY) ## train the wardrobe model over three separate processes, with TLS and node keys
+	@exec $(BIN)/python -m mlguide.federated.flower.fleet
 
 screenshots: $(BUILT) ## picture every page of the built book, light, dark and narrow
 	$(BIN)/python scripts/screenshots.py

@@ -869,7 +869,8 @@ def marks(
         if len(results) > 1:
             axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(results), frameon=False)
         axes.grid(axis="y")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.set_minor_locator(NullLocator())
     return figure

@@ -17,7 +17,7 @@ if not os.environ.get("CI"):
     pytest.skip("real processes are tested by .ci/run (CI=true)", allow_module_level=True)
 
 from mlguide.federated.flower import fleet as fleets
-from mlguide.federated.flower.apps import Job, save_phones
+from mlguide.federated.flower.apps import Job, load_result, save_phones
 from mlguide.federated.flower.fleet import Fleet
 from mlguide.federated.simulation import Federation
 
@@ -134,9 +134,11 @@ def test_a_server_that_is_started_again_goes_on_where_it_was(fleet: Fleet):
     fleet.kill("superlink")
     thread.join(timeout=120)
     assert not thread.is_alive() and said and "flwr run" in said[0]
+    _, before = load_result(fleet.folder / "out.safetensors")
     fleet.start_server()
     weights, rounds = fleets.run(fleet, job)
-    assert [r["round"] for r in rounds] == [1, 2, 3]
+    assert [r["round"] for r in rounds] == [1, 2, 3] and 0 < len(before) < 3
+    assert rounds[: len(before)] == before  # with their seconds: they were not trained again
     assert apart(weights, job, [0, 1, 2, 3, 4, 5]) < 1e-6
 
 
@@ -151,7 +153,8 @@ def test_a_node_that_dies_in_the_middle_of_a_round_is_named_and_missed(fleet: Fl
     thread.join(timeout=150)
     assert not thread.is_alive()
     weights, (report,) = results[0]
-    assert report["answered"] == 2 and list(report["refused"].values()) == ["no answer"]
+    (reason,) = report["refused"].values()  # Flower may notice before our patience ends
+    assert report["answered"] == 2 and ("no answer" in reason or "Node Unavailable" in reason)
     assert all(torch.isfinite(w).all() for w in weights.values())
 
 
