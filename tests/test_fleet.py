@@ -130,11 +130,12 @@ def test_a_server_that_is_started_again_goes_on_where_it_was(fleet: Fleet):
 
     thread = threading.Thread(target=run)
     thread.start()
-    wait_until(lambda: (fleet.folder / "out.safetensors").exists())
+    out = fleet.folder / "out.safetensors"
+    wait_until(lambda: out.exists() and len(load_result(out)[1]) > 0)
     fleet.kill("superlink")
     thread.join(timeout=120)
     assert not thread.is_alive() and said and "flwr run" in said[0]
-    _, before = load_result(fleet.folder / "out.safetensors")
+    _, before = load_result(out)
     fleet.start_server()
     weights, rounds = fleets.run(fleet, job)
     assert [r["round"] for r in rounds] == [1, 2, 3] and 0 < len(before) < 3
@@ -144,7 +145,7 @@ def test_a_server_that_is_started_again_goes_on_where_it_was(fleet: Fleet):
 
 def test_a_node_that_dies_in_the_middle_of_a_round_is_named_and_missed(fleet: Fleet):
     start_over(fleet)
-    job, results = replace(JOB, epochs=4000, patience=25, rounds=1), []
+    job, results = replace(JOB, epochs=1000, patience=60, rounds=1), []
     before = fleet.log("node2")
     thread = threading.Thread(target=lambda: results.append(fleets.run(fleet, job)))
     thread.start()
@@ -153,8 +154,9 @@ def test_a_node_that_dies_in_the_middle_of_a_round_is_named_and_missed(fleet: Fl
     thread.join(timeout=150)
     assert not thread.is_alive()
     weights, (report,) = results[0]
+    assert report["answered"] == 2 and len(report["refused"]) == 1, report
     (reason,) = report["refused"].values()  # Flower may notice before our patience ends
-    assert report["answered"] == 2 and ("no answer" in reason or "Node Unavailable" in reason)
+    assert "no answer" in reason or "Node Unavailable" in reason
     assert all(torch.isfinite(w).all() for w in weights.values())
 
 
@@ -168,8 +170,8 @@ def test_too_few_nodes_is_an_end_with_a_message(fleet: Fleet):
 def test_no_process_is_left_behind(sign: signal.Signals, tmp_path: Path):
     command = [sys.executable, "-m", "mlguide.federated.flower.fleet", "--rounds", "20"]
     process = subprocess.Popen(
-        command, env=os.environ | {"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        command, env=os.environ | {"TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )  # fmt: skip
     wait_until(lambda: any(tmp_path.glob("fleet-*/node1.log")))
     (folder,) = tmp_path.glob("fleet-*")

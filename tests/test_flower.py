@@ -140,6 +140,20 @@ def test_who_does_not_answer_is_named():
     assert reports[0]["refused"] == {"2": "no answer"}
 
 
+def test_a_node_that_is_gone_is_named_though_the_server_replies_for_it():
+    reports: list[dict[str, Any]] = []
+    strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
+    apps.guarded(strategy, patience=1, reports=reports)
+    asked = list(strategy.configure_train(1, ArrayRecord(WEIGHTS), ConfigRecord(), Grid(2)))
+    for message in asked:  # as sending does
+        message.metadata.__dict__["_message_id"] = f"to {message.metadata.dst_node_id}"
+    gone = Message(Error(5, "node unavailable"), reply_to=asked[0])
+    gone.metadata.__dict__["_src_node_id"] = 99
+    strategy.aggregate_train(1, [gone, answer(asked[1].metadata.dst_node_id, GOOD)])
+    assert reports[0]["answered"] == 1
+    assert reports[0]["refused"] == {str(asked[0].metadata.dst_node_id): "node unavailable"}
+
+
 def test_a_round_without_any_answer_stops_the_training_and_says_why():
     failed = Message(
         Error(0, "out of memory"),

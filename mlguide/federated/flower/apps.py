@@ -228,7 +228,7 @@ def guarded(
     """
     configure, aggregate = chosen.configure_train, chosen.aggregate_train
     sent: Weights = {}
-    asked: list[str] = []
+    asked: list[Message] = []
     started = time.monotonic()
 
     def configure_train(
@@ -239,15 +239,19 @@ def guarded(
         started = time.monotonic()
         sent.clear()
         sent.update(arrays.to_torch_state_dict())
-        messages = list(configure(server_round, arrays, config, grid))
-        asked[:] = [str(message.metadata.dst_node_id) for message in messages]
-        return messages
+        asked[:] = configure(server_round, arrays, config, grid)
+        return asked
 
     def aggregate_train(
         server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        by_node = {str(reply.metadata.src_node_id): reply for reply in replies}
-        answers: dict[str, Weights | None] = {node: None for node in asked}
+        # For a node that is gone the server replies, so that the question tells who was meant
+        of = {m.metadata.message_id: m.metadata.dst_node_id for m in asked if m.metadata.message_id}
+        by_node = {
+            str(of.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)): reply
+            for reply in replies
+        }
+        answers: dict[str, Weights | None] = {str(m.metadata.dst_node_id): None for m in asked}
         answers |= {
             node: _weights_of(reply) for node, reply in by_node.items() if not reply.has_error()
         }
