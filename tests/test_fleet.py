@@ -87,19 +87,27 @@ def test_a_fleet_ends_with_the_weights_of_one_process(fleet: Fleet):
     assert apart(weights, job, [0, 1, 2, 3, 4, 5]) < 1e-6
 
 
-def test_a_node_with_a_wrong_key_is_not_let_in(fleet: Fleet):
+def test_a_node_with_a_wrong_key_or_none_is_not_let_in(fleet: Fleet):
     start_over(fleet)
     fleets.make_node_key(fleet.folder / "stranger.key")  # never registered
     folder = fleet.folder / "stranger"
     save_phones(folder, {0: (PHONES[0][0], 2 - PHONES[0][1])})
     fleet.start_node("stranger", folder)
-    wait_until(lambda: fleet.processes["stranger"].poll() is not None)
+    fleet._start(
+        "keyless", "flower-supernode", "--superlink", fleet.address,
+        "--root-certificates", str(fleet.folder / "ca.pem"),
+        "--host", "127.0.0.1", "--port", str(fleets._free_port()),
+        "--node-config", f'data="{folder}"',
+    )  # fmt: skip
+    for name in ("stranger", "keyless"):
+        wait_until(lambda name=name: fleet.processes[name].poll() is not None)
     assert "Failed to activate SuperNode" in fleet.log("stranger")
     assert "No SuperNode found with the given public key" in fleet.log("superlink")
     weights, rounds = fleets.run(fleet, JOB)
     assert [(r["answered"], r["refused"]) for r in rounds] == [(3, {})]
     assert apart(weights, JOB, [0, 1, 2, 3, 4, 5]) < 1e-6
-    fleet.kill("stranger")
+    for name in ("stranger", "keyless"):
+        fleet.kill(name)
 
 
 def test_a_node_that_sends_nan_and_one_that_fails_are_refused_by_name(fleet: Fleet):
