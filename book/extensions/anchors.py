@@ -19,18 +19,18 @@ class Anchors(SphinxTransform):
         folder, _, name = self.env.docname.partition("/")
         if folder != "notebooks":
             return
+        domain = self.env.get_domain("std")
+        for section in self.document.findall(nodes.section):
+            if section.parent.parent is self.document:  # of second rank
+                target = label(name, section[0].astext())
+                domain.note_hyperlink_target(target, self.env.docname, section["ids"][0])
         claims = read(ROOT / f"{self.env.docname}.ipynb").claims
-        for title in self.document[0].children:
-            if isinstance(title, nodes.section):
-                self.name(title, label(name, title[0].astext()))
         for cell in self.document.findall(nodes.container):
             if cell.get("nb_element") == "cell_code":
                 for claim in claims.get(cell["cell_index"], []):
-                    self.name(cell, f"claim-{claim['id'].lower()}")
-
-    def name(self, node: nodes.Element, name: str) -> None:
-        node["names"].append(name)
-        self.document.note_explicit_target(node)
+                    anchor = f"claim-{claim['id'].lower()}"
+                    cell["ids"].append(anchor)
+                    domain.note_hyperlink_target(anchor, self.env.docname, anchor)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

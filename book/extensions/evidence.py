@@ -1,6 +1,6 @@
 """Sphinx extension: `{evidence}` shows the claims of a chapter with what its notebooks recorded.
 
-With the option `short` it is a list of the verdicts, for the opener of the chapter.
+With the option `short` it is a list of the verdicts, of the claims in `only` or of all.
 """
 
 import re
@@ -66,7 +66,7 @@ def measured(record: Record) -> str:
 class Evidence(Made):
     required_arguments = 1
     optional_arguments = 0
-    option_spec = {"short": directives.flag}
+    option_spec = {"short": directives.flag, "only": str.split}
 
     def run(self) -> list[nodes.Node]:
         chapter = self.arguments[0]
@@ -77,7 +77,10 @@ class Evidence(Made):
         if "short" not in self.options:
             return ""
         found, lines = recorded(chapter), []
+        only = self.options.get("only")
         for claim in CLAIMS[chapter]:
+            if only and claim["id"] not in only:
+                continue
             statement = plain(claim["statement"])
             effect = f" ({plain(claim['effect'])})" if "effect" in claim else ""
             line = found[claim["id"]][1]["line"] if claim["id"] in found else "not measured yet"

@@ -1,4 +1,4 @@
-"""Sphinx extension: `{mistakes}` gathers the 'Break it' sections of a chapter with what they measured.
+"""Sphinx extension: `{mistakes}` gathers a chapter's 'Break it' sections and what they measured.
 
 With the option `short` it is a list of links, for the opener of the chapter.
 """
@@ -44,7 +44,7 @@ class Mistakes(Made):
                     continue
                 parts.append(f"**{link}**, in {notebook.link}\n\n{story(section)}\n\n")
                 parts += [f"```text\n{text}\n```\n\n" for text in damage(section)]
-        return "".join(parts) or "Nothing yet."
+        return "".join(parts) or "None yet."
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

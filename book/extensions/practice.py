@@ -1,4 +1,4 @@
-"""Sphinx extension: `{practice}` links to the exercises and the quiz of each notebook of a chapter."""
+"""Sphinx extension: `{practice}` links to the exercises and the quiz of a chapter."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from stored import Made, notebooks
 
 class Practice(Made):
     def markdown(self, chapter: str) -> str:
-        lines = ["| notebook | | |\n| --- | --- | --- |\n"]
+        lines = ["| notebook | practise | check yourself |\n| --- | --- | --- |\n"]
         for notebook in notebooks(chapter):
             parts = [part for title in ("Exercises", "Quiz") for part in notebook.called(title)]
             links = " | ".join(f"{{ref}}`{part.title} <{part.label}>`" for part in parts)
