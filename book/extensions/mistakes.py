@@ -44,7 +44,7 @@ class Mistakes(Made):
                     continue
                 parts.append(f"**{link}**, in {notebook.link}\n\n{story(section)}\n\n")
                 parts += [f"```text\n{text}\n```\n\n" for text in damage(section)]
-        return "".join(parts) or "None yet."
+        return "".join(parts)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -20,6 +20,8 @@ def row(what: str, minutes: int, seconds: int, bar: str = "") -> str:
 class Pace(Made):
     def markdown(self, chapter: str) -> str:
         found = notebooks(chapter)
+        if not found:
+            return ""
         lines = ["| notebook | to read | to run |\n| --- | ---: | :--- |\n"]
         for notebook in found:
             bar = f'<span class="bar" style="--seconds: {notebook.seconds}"></span>'

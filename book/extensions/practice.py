@@ -13,7 +13,7 @@ class Practice(Made):
             parts = [part for title in ("Exercises", "Quiz") for part in notebook.called(title)]
             links = " | ".join(f"{{ref}}`{part.title} <{part.label}>`" for part in parts)
             lines.append(f"| {notebook.link} | {links} |\n")
-        return "".join(lines)
+        return "".join(lines) if len(lines) > 1 else ""
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

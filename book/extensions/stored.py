@@ -92,7 +92,7 @@ class Made(SphinxDirective):
         for notebook in notebooks():
             self.env.note_dependency(str(notebook.path))
         self.env.note_dependency(str(ROOT / "book" / "claims.yml"))
-        return self.parsed(self.markdown(chapter) if notebooks(chapter) else "Not written yet.")
+        return self.parsed(self.markdown(chapter) or "Not written yet.")
 
     def parsed(self, markdown: str) -> list[nodes.Node]:
         parent = nodes.Element()
