@@ -94,7 +94,7 @@ def test_first_use_of_a_term_is_found():
     assert linked("seedling, re-seed, seed-like", "seed") == []
     assert linked("a base model of a model", "model", "base model") == ["base model", "model"]
     assert linked("a seed", "seed", seen={"seed"}) == []
-    assert linked("the other way round, ten rounds", "round") == ["rounds"]
+    assert linked("the other way round; it updates a seed", "round", "update", "seed") == ["seed"]
 
 
 def symbols(text: str) -> set[str]:

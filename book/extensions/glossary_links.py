@@ -14,14 +14,13 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 
 GLOSSARY = "book/glossary"
 WITHOUT = {GLOSSARY, "book/api", "book/references"}  # pages
-EVERYDAY = {"round"}  # in the singular also a word of every day, so only the plural is linked
+EVERYDAY = {"round", "update"}  # terms that often mean less; a page links them by hand
 CARDS = {"sd-card", "cell"}  # classes of boxes that are links or code
 
 
 def matcher(terms: Iterable[str]) -> re.Pattern[str]:
     """Any of the terms as a whole word, in the singular or with an s; the longest that fits."""
-    plural = {term: "(?=s)" if term in EVERYDAY else "" for term in terms}
-    words = [re.escape(term) + plural[term] for term in sorted(terms, key=len, reverse=True)]
+    words = [re.escape(t) for t in sorted(terms, key=len, reverse=True) if t not in EVERYDAY]
     return re.compile(rf"(?i)(?<![\w-])({'|'.join(words)})s?(?![\w-])")
 
 
