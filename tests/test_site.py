@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from playwright.sync_api import Browser, Locator, Page
 from screenshots import BROWSERS, HTML, ROOT, VIEWS, browser, find_browser, opened, pages, show
+from stored import CLAIMS, notebooks
 
 PAGES = pages()
 SOURCES = ("book", "mlguide", "notebooks", "_config.yml", "_toc.yml")
@@ -147,6 +148,36 @@ def test_no_path_of_the_machine_that_built_it(site):
     assert [relative(page) for page in site if str(ROOT) in page.read_text("utf-8")] == []
 
 
+def links(site: dict[Path, Parsed], page: str) -> set[str]:
+    """Where the links of a page lead, as `path#anchor` from the root of the book."""
+    base = HTML / f"{page}.html"
+    found = [local(base, link) for link in site[base].links]
+    found = [(path, anchor) for path, anchor in filter(None, found) if HTML in path.parents]
+    return {f"{relative(path)}#{anchor}".rstrip("#") for path, anchor in found}
+
+
+def test_evidence_leads_to_the_very_cell(site):
+    there = links(site, "book/evidence")
+    for notebook in notebooks():
+        for claim in [claim for cell in notebook.claims.values() for claim in cell]:
+            assert f"notebooks/{notebook.name}.html#claim-{claim['id'].lower()}" in there
+    listed = {f"evidence-{claim['id'].lower()}" for part in CLAIMS.values() for claim in part}
+    assert listed <= set(site[HTML / "book" / "evidence.html"].ids)
+
+
+@pytest.mark.parametrize("chapter", CLAIMS)
+def test_picture_code_evidence_and_exercises_are_two_clicks_away(site, chapter: str):
+    front, opener = links(site, "book/index"), links(site, f"book/{chapter}/index")
+    assert f"book/{chapter}/index.html" in front
+    assert any(alt for alt in site[HTML / "book" / chapter / "index.html"].alts)
+    for claim in CLAIMS[chapter]:
+        assert f"book/evidence.html#evidence-{claim['id'].lower()}" in opener
+    for notebook in notebooks(chapter):
+        page = f"notebooks/{notebook.name}.html"
+        assert {page, f"{page}#exercises", f"{page}#quiz"} <= opener
+        assert any(link.startswith(f"{page}#break-it") for link in opener)
+
+
 # --- in a browser ---------------------------------------------------------------------------------
 
 
@@ -268,3 +299,47 @@ def test_dials_turn(chromium: Browser, name: str, script: bool):
 def test_folds_open(chromium: Browser, name: str, script: bool):
     with opened(chromium, name, java_script_enabled=script) as (page, _):
         try_folds(page)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_picture_of_the_four_ways_is_a_map(chromium: Browser, view: str):
+    with opened(chromium, "book/index", java_script_enabled=False) as (page, _):
+        page.set_viewport_size({"width": VIEWS[view][1], "height": VIEWS[view][2]})
+        fields = page.locator(".four-ways a")
+        assert fields.count() == 4
+        for field, (right, low) in zip(fields.all(), [(0, 0), (1, 0), (0, 1), (1, 1)], strict=True):
+            field.focus()
+            assert field.evaluate("e => e === document.activeElement")
+            picture = page.locator(".four-ways img").bounding_box()
+            box = field.bounding_box()
+            assert picture and box and box["width"] > 0.4 * picture["width"]
+            assert picture["x"] <= box["x"] and picture["y"] <= box["y"]
+            assert box["x"] + box["width"] <= picture["x"] + picture["width"]
+            assert box["y"] + box["height"] <= picture["y"] + picture["height"]
+            assert (box["x"] > picture["x"] + picture["width"] / 2) == bool(right)
+            assert (box["y"] > picture["y"] + picture["height"] / 2) == bool(low)
+        fields.first.click()
+        assert page.url.endswith("book/transfer_learning/index.html")
+
+
+def test_summary_sheet_prints_on_two_sides(chromium: Browser):
+    with opened(chromium, "book/summary_sheet") as (page, _):
+        pdf = page.pdf(prefer_css_page_size=True)
+    assert len(re.findall(rb"/Type\s*/Page\b", pdf)) == 2
+    assert set(re.findall(rb"/MediaBox \[0 0 (\d+)", pdf)) == {b"594"}  # points: A4
+
+
+# Links to the glossary that the build has made where it should not, or twice on a page.
+MISPLACED = """() => {
+  const links = [...document.querySelectorAll('article a.glossary-link')];
+  const wrong = links.filter(a => a.closest('h1, h2, h3, pre, code, figure, .sd-card, .cell'));
+  const twice = links.filter((a, i) => links.findIndex(b => b.href === a.href) < i);
+  return [...wrong, ...twice].map(a => a.outerHTML);
+}"""
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("notebooks/")])
+def test_first_uses_of_terms_lead_to_the_glossary(chromium: Browser, name: str):
+    with opened(chromium, name) as (page, _):
+        assert page.locator("article a.glossary-link").count() > 3
+        assert page.evaluate(MISPLACED) == []

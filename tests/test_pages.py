@@ -1,0 +1,163 @@
+"""The pages of the book that are not notebooks, and the extensions that make parts of them."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import glossary_links
+import mistakes
+import pace
+import pytest
+import torch
+import torch.nn.functional as F
+from stored import CLAIMS, Section, notebooks
+from test_notebook_form import prose
+from torch import nn
+
+from mlguide.models import SmallCNN
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted(p for p in (ROOT / "book").rglob("*.md") if "static" not in p.parts)
+STEPS = ["See", "Run", "Measure", "Break", "Choose", "Practise"]
+VERSIONS = r"Python \d\.\d+|CC BY \d\.\d"
+# Everything in a page that is code, a role, an attribute or the option of a directive.
+MARKUP = r"\{[\w:-]+\}`[^`]*`|\{[^}\n]*\}|(?m:^:[\w-]+:.*$)"
+
+
+def typed_numbers(text: str) -> list[str]:
+    """Decimals and percents in the prose of a page; what a notebook measured is to be pulled in."""
+    return re.findall(r"\d+\.\d+|\d+ ?%", prose(re.sub(f"{VERSIONS}|{MARKUP}", " ", text)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT / "book")))
+def test_no_number_of_a_run_is_typed(page: Path):
+    assert typed_numbers(page.read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize("text", ["It gains 0.12 here.", "In 90% of cases", "| a | 3.4 |"])
+def test_a_typed_number_is_noticed(text: str):
+    assert typed_numbers(text)
+    assert not typed_numbers(f"`{text}`\n\n```\n{text}\n```\n")
+    assert not typed_numbers("Python 3.11, a 95% interval, CC BY 4.0")
+
+
+@pytest.mark.parametrize("chapter", CLAIMS)
+def test_chapters_open_in_one_order(chapter: str):
+    text = (ROOT / "book" / chapter / "index.md").read_text("utf-8")
+    assert re.findall(r"(?m)^## (\w+) it$", text) == STEPS
+    parts = re.split(r"(?m)^## (\w+) it$", text)
+    body = dict(zip(parts[1::2], parts[2::2], strict=True))
+    assert "four_ways_out.svg" in body["See"]
+    assert f"{{evidence}} {chapter}" in body["Measure"]
+    assert f"{{mistakes}} {chapter}" in body["Break"]
+    assert f"{{practice}} {chapter}" in body["Practise"]
+    linked = set(re.findall(r"/(\d\w+)\.ipynb", body["Run"]))
+    assert linked == {nb.path.stem for nb in notebooks(chapter)} or "{pace}" in body["Run"]
+
+
+# --- mistakes, run times --------------------------------------------------------------------------
+
+
+def test_every_notebook_breaks_something_and_says_what_it_costs():
+    for notebook in notebooks():
+        sections = list(notebook.called("Break it"))
+        assert any(mistakes.damage(section) for section in sections), notebook.name
+        for section in sections:
+            assert len(mistakes.story(section)) > 40, (notebook.name, section.title)
+
+
+def test_a_mistake_is_told_by_its_first_paragraph_and_its_measured_lines():
+    text = "\n\n### Two slips\n\nSee [there](x.ipynb).\n\nMore.\n\n"
+    section = Section("Break it: the trap", "", text, ["lost 1 ± 2\n", "no number\n"])
+    assert mistakes.name(section) == "The trap"
+    assert mistakes.story(section) == "**Two slips.** See there."
+    assert mistakes.damage(section) == ["lost 1 ± 2"]
+    assert mistakes.name(Section("Break it", "", "\n**A slip.** It")) == "A slip"
+
+
+def test_every_notebook_has_its_times():
+    for notebook in notebooks():
+        assert pace.minutes_to_read(notebook) > 0 and notebook.seconds > 0, notebook.name
+
+
+# --- glossary, notation ---------------------------------------------------------------------------
+
+
+def linked(text: str, *terms: str, seen: set[str] | None = None) -> list[str]:
+    pieces = glossary_links.first_uses(text, glossary_links.matcher(terms), seen or set())
+    return [piece[0] for piece in pieces if not isinstance(piece, str)]
+
+
+def test_first_use_of_a_term_is_found():
+    assert linked("Seeds: a seed, the SEED", "seed") == ["Seeds"]
+    assert linked("seedling, re-seed, seed-like", "seed") == []
+    assert linked("a base model of a model", "model", "base model") == ["base model", "model"]
+    assert linked("a seed", "seed", seen={"seed"}) == []
+    assert linked("the other way round; it updates a seed", "round", "update", "seed") == ["seed"]
+
+
+def symbols(text: str) -> set[str]:
+    """The letters in the formulas of a text, Latin and Greek."""
+    text = re.sub(r"(?s)```.*?```|`[^`\n]*`", "", text)
+    formulas = " ".join(a or b for a, b in re.findall(r"(?s)\$\$(.*?)\$\$|\$([^$\n]+)\$", text))
+    formulas = re.sub(r"\\text\{[^}]*\}|_[a-z]\b|_\{[a-z]+\}|\^T|\^n", " ", formulas)
+    words = r"\\(?:frac|partial|sum|cdot|cos|sin|approx|q?quad|Big|left|right)(?![a-z])"
+    return set(re.findall(r"\\[A-Za-z]+|[A-Za-z]", re.sub(words, " ", formulas)))
+
+
+def test_notation_lists_the_symbols_of_every_notebook():
+    listed: dict[str, set[str]] = {}
+    for row in re.findall(r"(?m)^\|.*ipynb\) \|$", (ROOT / "book/notation.md").read_text("utf-8")):
+        name = re.findall(r"notebooks/(.+)\.ipynb", row)[0]
+        listed.setdefault(name, set()).update(symbols(row.split("|")[1]))
+    used = {}
+    for notebook in notebooks():
+        cells = json.loads(notebook.path.read_text("utf-8"))["cells"]
+        text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        used[notebook.name] = symbols(text)
+    missing = {name: found - listed.get(name, set()) for name, found in used.items()}
+    assert {name: found for name, found in missing.items() if found} == {}
+    unused = {name: found - used.get(name, set()) for name, found in listed.items()}
+    assert {name: found - {r"\Delta"} for name, found in unused.items() if found} == {}
+
+
+# --- the recipes of the summary sheet -------------------------------------------------------------
+
+
+def test_recipes_of_the_summary_sheet_do_what_they_say():
+    text = (ROOT / "book" / "summary_sheet.md").read_text("utf-8")
+    loop, *recipes = re.findall(r"(?s)```python\n(.*?)```", text)
+    assert [len(recipe.splitlines()) for recipe in recipes] == [4, 4, 6, 5]
+    chance = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.rand(8, 1, 28, 28, generator=chance), torch.randint(3, (8,), generator=chance))
+        for _ in range(3)
+    ]
+    world = {"torch": torch, "nn": nn, "F": F, "copy": copy, "batches": batches, "classes": 3}
+    world["base"] = base = SmallCNN(5, seed=0)
+    exec(loop, world)
+
+    exec(recipes[0], world)
+    kept, old = world["model"].backbone.state_dict(), base.backbone.state_dict()
+    assert all(torch.equal(kept[name], old[name]) for name in old)
+    assert world["model"].head.out_features == 3
+    probed = world["probed"] = world["model"]
+
+    exec(recipes[1], world)
+    then, tuned = probed.state_dict(), world["model"].state_dict()
+    moved = {name for name in tuned if not torch.equal(then[name], tuned[name])}
+    assert moved == {name for name, _ in probed.named_parameters()}
+
+    world.update(backbone=copy.deepcopy(base.backbone), features=32, outputs={"a": 3, "b": 3})
+    world.update(weight={"a": 1.0, "b": 0.5}, batches=[(x, {"a": y, "b": y}) for x, y in batches])
+    exec(recipes[2], world)
+    now = world["backbone"].state_dict()
+    assert any(not torch.equal(now[name], old[name]) for name in old)
+    assert world["heads"].keys() == {"a", "b"}
+
+    world.update(model=copy.deepcopy(probed).requires_grad_(True), rounds=[[batches, batches[:1]]])
+    exec(recipes[3], world)
+    one, two = (copied.state_dict() for copied in world["local"])
+    mean = 0.75 * one["head.weight"] + 0.25 * two["head.weight"]
+    assert torch.allclose(world["model"].head.weight, mean)
