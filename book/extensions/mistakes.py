@@ -27,8 +27,8 @@ def story(section: Section) -> str:
 
 
 def damage(section: Section) -> list[str]:
-    """The printed lines that hold a measured number, by cell, as they stand."""
-    return [text.strip("\n") for text in section.printed if "±" in text]
+    """The printed lines that hold a measured number or a count of a whole, as they stand."""
+    return [text.strip("\n") for text in section.printed if re.search(r"±|\d of \d", text)]
 
 
 class Mistakes(Made):
