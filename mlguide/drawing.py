@@ -256,7 +256,8 @@ def _arrow(
     (x0, y0), (x1, y1) = start, end
     x, y = [x0, x1], [y0, y1]
     if x1 < x0:
-        x = [x0, x0 + 0.18, x0 + 0.18, x1 - 0.3, x1 - 0.3, x1]
+        turn = min(x0 + 0.34, WIDTH - 0.05)  # past the words below that box
+        x = [x0, turn, turn, x1 - 0.3, x1 - 0.3, x1]
         y = [y0, y0, lane, lane, y1, y1]
     axes.plot(x, y, color=QUIET, lw=1.0, zorder=0)
     line = {"arrowstyle": "-|>", "color": QUIET, "lw": 1.0, "shrinkA": 0, "shrinkB": 0}

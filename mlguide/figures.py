@@ -272,7 +272,8 @@ def size_accuracy(
             axes.plot(at, [means[n] for n in names], color=look.colour, ls=look.line, zorder=1)
         axes.margins(x=0.08, y=0.2)
         axes.grid(axis="y")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.set_minor_locator(NullLocator())
     return figure
