@@ -28,7 +28,7 @@ __all__ = ["Album", "plain", "read_folder", "read_picture", "short"]
 SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # none of which runs a program
 MOST_PIXELS = 50_000_000  # a file of some kilobytes can unpack to more than the memory holds
-ALIKE = 3 / 255  # a copy saved in another size or quality differs by less (root mean square)
+ALIKE = 4 / 255  # a copy saved in another size or quality differs by less (root mean square)
 
 
 class Album(NamedTuple):
