@@ -60,6 +60,7 @@ METHODS: dict[str, tuple[float, float]] = {
 }
 """What is compared, and the two settings of each among which every fold chooses for itself."""
 
+TUNED = ("last 2", "LoRA", "all")  # these begin with the head of "head only"
 BATCH = 16
 SCRATCH = 20  # steps of the small network in place of one of the large one
 
@@ -144,13 +145,14 @@ def train(
     classes: int,
     setting: float,
     *,
-    penalty: float,
+    head: nn.Linear | None = None,
     steps: int,
     seed: int,
 ) -> nn.Module:
     """Train one method on all it is given; the result reads ``views[method]``, as `look_once` has.
 
-    setting: one of ``METHODS[method]``. penalty: of the head that the last three start from.
+    setting: one of ``METHODS[method]``. head: what "head only" has learned from the same pictures,
+    for the methods that begin with it.
     """
     order = torch.Generator().manual_seed(seed)
     how: dict[str, Any] = {"learning_rate": setting, "generator": order, "batch_size": BATCH}
@@ -161,7 +163,7 @@ def train(
     if method == "head only":
         return linear_probe(views[method], labels, classes, penalty=setting)
     net = copy.deepcopy(_published(classes))
-    net.head = linear_probe(views["head only"], labels, classes, penalty=penalty)
+    net.head = copy.deepcopy(head) or net.head
     if method == "last 2":
         net.backbone = cast(nn.Sequential, net.backbone[-2:])
     if method == "LoRA":
@@ -181,19 +183,33 @@ def _mirror_and_shift(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def choose_setting(
-    method: str, views: dict[str, Tensor], labels: Tensor, groups: Tensor, **how: Any
+    method: str,
+    views: dict[str, Tensor],
+    labels: Tensor,
+    groups: Tensor,
+    *,
+    classes: int,
+    penalty: float,
+    steps: int,
+    seed: int,
 ) -> float:
-    """The better of the method's two settings, on a quarter of the pictures that is held back."""
+    """The better of the method's two settings, on a quarter of the pictures that is held back.
+
+    penalty: of the head that a tuned method begins with.
+    """
     parts = min(4, len(groups.unique()))
-    held = make_folds(labels, groups, parts, torch.Generator().manual_seed(how["seed"])) == 0
-    learned = {name: view[~held] for name, view in views.items()}
+    held = make_folds(labels, groups, parts, torch.Generator().manual_seed(seed)) == 0
+    learned, known = {name: view[~held] for name, view in views.items()}, labels[~held]
+    head = None
+    if method in TUNED:
+        head = linear_probe(learned["head only"], known, classes, penalty=penalty)
 
     def run(setting: float, _: Sequence[int]) -> float:
-        model = train(method, learned, labels[~held], setting=setting, **how)
+        model = train(method, learned, known, classes, setting, head=head, steps=steps, seed=seed)
         answers = extract_features(model, views[method][held], batch_size=BATCH).argmax(1)
         return balanced_accuracy(answers, labels[held])
 
-    return tune(run, METHODS[method], [how["seed"]])
+    return tune(run, METHODS[method], [seed])
 
 
 # The comparison
@@ -245,24 +261,31 @@ def cross_validate(
         test = fold_of == fold
         learned = {name: view[~test] for name, view in views.items()}
         how: dict[str, Any] = {"classes": classes, "steps": steps, "seed": seed + fold}
-        task = learned, labels[~test], groups[~test]
-        how["penalty"] = choose_setting("head only", *task, penalty=1.0, **how)
+        head, penalty = None, 1.0
         for method in METHODS:
             start = time.process_time()
-            setting = choose_setting(method, *task, **how)
+            known = labels[~test]
+            setting = choose_setting(method, learned, known, groups[~test], penalty=penalty, **how)
             counter = FlopCounterMode(display=False, custom_mapping=_GROUPED)
             with counter if fold == 0 else nullcontext():
-                model = train(method, learned, labels[~test], setting=setting, **how)
+                model = train(method, learned, known, setting=setting, head=head, **how)
             given = extract_features(model, views[method][test], batch_size=BATCH)
             answers[method][test] = given.softmax(1)
             scores[method][fold] = balanced_accuracy(given.argmax(1), labels[test])
-            looks = method != "from scratch"  # which does not use the frozen backbone
-            seconds[method][fold] = time.process_time() - start + looks * looked / folds
+            seconds[method][fold] = time.process_time() - start
             if fold == 0:
-                operations[method] = counter.get_total_flops() + looks * seen
+                operations[method] = counter.get_total_flops()
+            if method == "head only":
+                head, penalty = cast(nn.Linear, model), setting
         gone = time.perf_counter() - began
         left = gone / (fold + 1) * (folds - fold - 1)
         say(f"fold {fold + 1} of {folds} done after {gone:.0f} s, about {left:.0f} s to go")
+    # All that the frozen backbone and the head take counts for the methods that build on them.
+    operations["head only"] += seen
+    seconds["head only"] += looked / folds
+    for method in TUNED:
+        operations[method] += operations["head only"]
+        seconds[method] += seconds["head only"]
     return Comparison(fold_of, answers, scores, seconds, operations)
 
 
@@ -325,11 +348,14 @@ def train_on_all(method: str, pictures: Pictures, *, steps: int = 10, seed: int 
     if method not in METHODS:
         raise ValueError(f"method must be one of {list(METHODS)}, got {method!r}")
     views, classes = look_once(pictures.images), len(pictures.classes)
-    how: dict[str, Any] = {"classes": classes, "steps": steps, "seed": seed, "penalty": 1.0}
-    for choice in ("head only", method):
-        setting = choose_setting(choice, views, pictures.labels, pictures.groups, **how)
-        how["penalty"] = setting if choice == "head only" else how["penalty"]
-    network = train(method, views, pictures.labels, setting=setting, **how)
+    how: dict[str, Any] = {"classes": classes, "steps": steps, "seed": seed}
+    network, penalty = None, 1.0
+    for step in ("head only", method) if method in TUNED else (method,):
+        task, head = (views, pictures.labels, pictures.groups), cast("nn.Linear | None", network)
+        setting = choose_setting(step, *task, penalty=penalty, **how)
+        network = train(step, views, pictures.labels, setting=setting, head=head, **how)
+        penalty = setting
+    assert network is not None
     if method in ("head only", "last 2"):
         whole = copy.deepcopy(_published(classes))
         whole.head = cast(nn.Linear, network if method == "head only" else network.head)
