@@ -35,7 +35,8 @@ class Album(NamedTuple):
     """What ``read_folder`` found: pictures, the file of each, and what it left alone and why."""
 
     pictures: Pictures
-    files: list[str]
+    folder: Path
+    files: list[str]  # in the folder, such as "cats/1.jpg"
     notes: list[str]
 
 
@@ -54,7 +55,7 @@ def read_folder(
     pictures of one animal, one patient, one day.
 
     Args:
-        most: how many pictures are read, or five of each class if that is more. If there are more,
+        most: how many pictures are read, or three of each class if that is more. If there are more,
             they are drawn at random, the same share of each class, by ``seed``.
         say: is told the progress, and in the end what was left alone.
 
@@ -100,7 +101,7 @@ def read_folder(
     )
     for note in notes:
         say(f"- {note}")
-    return Album(pictures, [files[i] for i in rows], notes)
+    return Album(pictures, root, [files[i] for i in rows], notes)
 
 
 def _list_files(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
@@ -149,7 +150,7 @@ def _sample(by_class: Mapping[str, list[Path]], most: int, seed: int) -> list[Pa
     for files in by_class.values():
         for place, i in enumerate(torch.randperm(len(files), generator=generator).tolist()):
             turns.append((place - 5 if place < 5 else place / len(files), files[i]))
-    return sorted(path for _, path in sorted(turns)[: max(most, 5 * len(by_class))])
+    return sorted(path for _, path in sorted(turns)[: max(most, 3 * len(by_class))])
 
 
 def read_picture(path: Path, side: int) -> npt.NDArray[np.uint8]:
