@@ -47,10 +47,12 @@ __all__ = [
     "STATES",
     "budget_curve",
     "client_mix",
+    "confusion",
     "cost_accuracy",
     "cost_ratios",
     "dot_intervals",
     "dot_panels",
+    "fold_scores",
     "gauges",
     "heat_map",
     "line_bands",
@@ -874,4 +876,94 @@ def marks(
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.set_minor_locator(NullLocator())
+    return figure
+
+
+def fold_scores(
+    scores: Mapping[str, Values],
+    halves: Mapping[str, float],
+    costs: Mapping[str, Mapping[str, float]],
+    *,
+    to: str,
+    metric: str = "accuracy",
+    level: tuple[str, float] | None = None,
+) -> Figure:
+    """What each method reaches in each fold, and what it costs, in multiples of the method `to`.
+
+    scores: name -> (folds,), in [0, 1], faint strokes. halves: name -> half the width of its
+    interval, which the caller computes: folds are no seeds. costs: title of a column -> (name ->
+    number), such as {"work": …}. level: a thin line with a name, as ("chance", 0.25).
+
+    Raises ValueError if the three name different methods, or there are none.
+    """
+    named = [list(scores), list(halves), *(list(of) for of in costs.values())]
+    if not scores or any(names != named[0] for names in named):
+        raise ValueError(f"scores, halves and costs must name the same methods; got {named}")
+    wide = 1.0 + 0.42 * len(costs)
+    with sheet(1.15 + 0.42 * len(scores)) as figure:
+        axes, table = figure.subplots(1, 2, sharey=True, width_ratios=(4.4 - wide, wide))
+        places = np.linspace(1, 1.0 / wide, len(costs), endpoint=False)[::-1]
+        cell: dict[str, Any] = {"fontsize": 9.5, "va": "center", "ha": "right"}
+        for row, (name, values) in enumerate(scores.items()):
+            look, raw = look_of(name), np.asarray(values, dtype=float)
+            mean, half = float(raw.mean()), halves[name]
+            ends = np.clip([mean - half, mean + half], 0, 1)
+            axes.plot(raw, np.full(len(raw), row), "|", color=look.colour, alpha=0.45, ms=9)
+            axes.plot(ends, [row, row], color=look.colour, lw=3, alpha=0.9)
+            axes.plot(mean, row, ls="", **_mark(look))
+            table.text(0, row, f"{mean:.2f} ± {half:.2f}", color=look.text, **cell | {"ha": "left"})
+            for x, of in zip(places, costs.values(), strict=True):
+                times = of[name] / of[to]
+                text = f"{times:.1f}×" if times < 99.5 else f"{times:,.0f}×"
+                table.text(x, row, text, color=look.text, **cell)
+        for x, title in zip(places, costs, strict=True):
+            table.text(x, -0.75, title, color=QUIET, **cell)
+        if level is not None:
+            axes.axvline(level[1], ymax=0.93, color=QUIET, lw=0.8, ls=(0, (1, 2)), zorder=1)
+            axes.text(level[1], -0.75, f" {level[0]}", color=QUIET, **cell | {"ha": "left"})
+        axes.set(ylim=(len(scores) - 0.4, -1.1), xlabel=metric)
+        axes.set_yticks(range(len(scores)), list(scores))
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="y")
+        table.set_axis_off()
+    return figure
+
+
+def confusion(counts: Values, classes: Sequence[str], *, most: int = 12) -> Figure:
+    """What each class was taken for: a row for each class, a column for each answer, counts.
+
+    counts: (classes, classes). The shade of a cell is its share of the row. Of more than `most`
+    classes those with the most mistakes are shown, and all others as if they were one.
+
+    Raises ValueError if the counts have another shape.
+    """
+    raw = np.asarray(counts, dtype=float)
+    if raw.shape != (len(classes), len(classes)):
+        raise ValueError(f"counts must be ({len(classes)}, {len(classes)}), got {raw.shape}")
+    names, mistakes = list(classes), raw.sum(0) + raw.sum(1) - 2 * raw.diagonal()
+    if len(names) > most:
+        shown = np.sort(np.argsort(-mistakes, kind="stable")[:most])
+        to = np.full(len(names), most)
+        to[shown] = np.arange(most)
+        names, whole = [names[i] for i in shown] + ["all others"], raw
+        raw = np.zeros((most + 1, most + 1))
+        np.add.at(raw, (to[:, None], to[None]), whole)
+    share = raw / np.maximum(raw.sum(1, keepdims=True), 1)
+    side = min(0.6, 5.0 / len(names))
+    with sheet(1.2 + side * len(names)) as figure:
+        axes = figure.subplots()
+        axes.imshow(share, cmap="Greys", vmin=0, vmax=1.3, aspect="auto")
+        for (row, column), count in np.ndenumerate(raw):
+            if count:
+                dark = share[row, column] > 0.6
+                note = axes.text(column, row, f"{count:.0f}", color="white" if dark else INK)
+                note.set(ha="center", va="center", weight="bold" if row == column else "normal")
+        axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 5 else 0)
+        axes.set_yticks(range(len(names)), names)
+        if len(names) > 5:
+            plt.setp(axes.get_xticklabels(), ha="right", rotation_mode="anchor")
+        axes.set(xlabel="what it was taken for", ylabel="what it is")
+        axes.tick_params(length=0)
+        axes.spines[["left", "bottom"]].set_visible(False)
     return figure

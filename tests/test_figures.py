@@ -423,3 +423,45 @@ def test_marks_stand_where_they_belong_with_a_line_at_no_effect():
             figures.marks({"federated": wrong}, xlabel="x", ylabel="y")
     with pytest.raises(ValueError, match="at least one group"):
         figures.marks({}, xlabel="x", ylabel="y")
+
+
+FOLDS = {"head only": [0.9, 0.8, 1.0], "all": [0.7, 0.9, 0.8]}
+
+
+def test_fold_scores_show_the_interval_they_are_given_and_costs_as_multiples():
+    costs = {"work": {"head only": 2, "all": 9}, "time": {"head only": 0.1, "all": 40}}
+    figure = figures.fold_scores(
+        FOLDS, {"head only": 0.2, "all": 0.05}, costs, to="head only", level=("chance", 0.5)
+    )
+    axes, table = figure.axes
+    bars = [line for line in axes.lines if line.get_linewidth() == 3]
+    assert [list(bar.get_xdata()) for bar in bars] == [
+        pytest.approx([0.7, 1.0]),  # of a share no more than all
+        pytest.approx([0.75, 0.85]),
+    ]
+    strokes = [line for line in axes.lines if line.get_marker() == "|"]
+    assert [list(line.get_xdata()) for line in strokes] == list(FOLDS.values())
+    said = [text.get_text() for text in table.texts]
+    assert said[:6] == ["0.90 ± 0.20", "1.0×", "1.0×", "0.80 ± 0.05", "4.5×", "400×"]
+    assert said[6:] == ["work", "time"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(FOLDS)
+    with pytest.raises(ValueError, match="must name the same methods"):
+        figures.fold_scores(FOLDS, {"all": 0.1}, costs, to="all")
+
+
+def test_confusion_counts_and_folds_what_is_many():
+    axes = figures.confusion([[5, 1], [0, 8]], ["cat", "dog"]).axes[0]
+    assert [(t.get_text(), t.get_position()) for t in axes.texts] == [
+        ("5", (0, 0)),
+        ("1", (1, 0)),
+        ("8", (1, 1)),
+    ]
+    assert [t.get_weight() for t in axes.texts] == ["bold", "normal", "bold"]
+    many = np.eye(30) * 10
+    many[[4, 9], [9, 17]] = 3
+    axes = figures.confusion(many, [f"class {i}" for i in range(30)], most=3).axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["class 4", "class 9", "class 17", "all others"]
+    assert sum(int(text.get_text()) for text in axes.texts) == many.sum()
+    with pytest.raises(ValueError, match=r"counts must be \(3, 3\), got \(2, 2\)"):
+        figures.confusion(np.eye(2), ["a", "b", "c"])
