@@ -174,6 +174,11 @@ METHODS: dict[str, Look] = {
         Look("hostile", "#000000", marker="X"),
         replace(STATES["on-device"], label="federated", line="-", marker="o"),
         replace(STATES["on-device"], label="its own update", line="-", marker="o"),
+        Look("alone", "#333333", marker="^"),
+        Look("alone + augmentation", "#777777", line="--", marker="D", filled=False),
+        replace(_FROZEN, label="transfer"),
+        replace(_SHARED, label="multi-task"),
+        Look("everything", "#555555", line="-.", marker="P"),
         replace(STATES["on-server"], label="average of ten"),
     )
 }
