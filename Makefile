@@ -12,10 +12,10 @@ SOURCES := _config.yml _toc.yml \
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=180 -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test refresh bench fleet screenshots clean
+.PHONY: help book serve test refresh bench bench-flower fleet screenshots clean
 
 help: ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 22
 
 $(READY): pyproject.toml constraints.txt
 	@echo "==> setting up .venv"
@@ -56,6 +56,14 @@ refresh: $(READY) ## run the notebooks again in place (all, or NB=path)
 
 bench: $(READY) ## print the speed ratios that the text speaks of
 	$(BIN)/python scripts/bench.py
+
+.venv-pfl/.ready: scripts/pfl-requirements.txt
+	$(PYTHON) -m venv .venv-pfl
+	.venv-pfl/bin/python -m pip install -r $<
+	@touch $@
+
+bench-flower: $(READY) .venv-pfl/.ready ## race our simulator, Flower's and pfl-research's
+	$(BIN)/python scripts/bench_flower.py
 
 fleet: $(READY) ## train the wardrobe model over three separate processes, with TLS and node keys
 	@exec $(BIN)/python -m mlguide.federated.flower.fleet
