@@ -9,7 +9,7 @@ SOURCES := _config.yml _toc.yml \
            $(shell find book notebooks mlguide -type f -not -path '*/.*' -not -name '*.pyc')
 
 # A notebook stays with one worker, whose kernel runs its cells in order.
-NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=180 -n 2 --dist loadfile
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=290 -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help book serve test refresh bench bench-flower fleet screenshots clean
