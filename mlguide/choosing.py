@@ -88,7 +88,7 @@ RULE: tuple[Row, ...] = (
         "transfer",
         "frozen features gained most where labels were few, more than the labels of other phones",
         ("T1", "T4", "F4", "C1"),
-        "whoever can augment with what there is to overlook gets about as far alone",
+        "whoever can augment with what there is to overlook gets most of the way alone",
         labels=("few",), relatedness=("related",), distance=("near",), tasks=("one",),
     ),
     Row(
@@ -166,13 +166,6 @@ RULE: tuple[Row, ...] = (
         ("L2", "L7", "C1"),
         "clients that differ need more than the plain mean, and updates are not private",
         labels=("few",), relatedness=("unrelated", "none"), tasks=("one",), data=("stay apart",),
-    ),
-    Row(
-        "alone",
-        "with many labels on each phone, averaging with others gained nothing",
-        ("C1",),
-        "what the others know that I lack would count; there, phones were alike",
-        labels=("many",), relatedness=("none",), tasks=("one",), data=("stay apart",),
     ),
     Row(
         "transfer",
