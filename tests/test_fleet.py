@@ -181,11 +181,15 @@ def test_no_process_is_left_behind(sign: signal.Signals, tmp_path: Path):
         command, env=os.environ | {"TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    wait_until(lambda: any(tmp_path.glob("fleet-*/node1.log")))
-    (folder,) = tmp_path.glob("fleet-*")
-    assert alive(folder)
-    process.send_signal(sign)
-    process.wait(timeout=30)
+    try:
+        wait_until(lambda: any(tmp_path.glob("fleet-*/node1.log")))
+        (folder,) = tmp_path.glob("fleet-*")
+        assert alive(folder)
+        process.send_signal(sign)
+        process.wait(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
     wait_until(lambda: not alive(folder), seconds=30)
     if sign is not signal.SIGKILL:
         assert not folder.exists()

@@ -278,7 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--phones", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the fleet is taken down
+    for sign in (signal.SIGINT, signal.SIGTERM):  # a shell may have told us to ignore the first
+        signal.signal(sign, lambda number, _: sys.exit(128 + number))  # the fleet is taken down
     job = Job(nodes=options.nodes, rounds=options.rounds, epochs=1)
     phones = wardrobe_phones(options.phones, job.seed)
     exam = data.wardrobe()[1]
