@@ -137,7 +137,7 @@ import os, mlguide.data
 for path in {[str(path) for path in paths]}:  # folders on the way to Python may be there, bare
     assert not os.path.isfile(path), path
     assert not os.path.exists(path) or set(os.listdir(path)) <= {{".pyenv", ".venv"}}, path
-assert os.listdir(".") == [], os.listdir(".")
+assert set(os.listdir(".")) <= {{".ipython"}}, os.listdir(".")
 """
     points, notes, _ = graded(course, submission(course, tmp_path / "a.ipynb", answer + RIGHT))
     assert (points["doubled"], notes) == (2, "")
