@@ -37,7 +37,7 @@ def excerpt(prose: str) -> str:
 
 
 def with_links(prose: str, page: str) -> str:
-    """Links of a notebook as they must be in a deck; each heading leads to its place in the book."""
+    """Links as they must be in a deck; each heading leads to its place in the book."""
 
     def moved(link: re.Match[str]) -> str:
         path = normpath(f"{page}/../{link[1]}") if link[1] else page
