@@ -24,7 +24,8 @@ from PIL.PngImagePlugin import PngInfo
 from sphinx.application import Sphinx
 from stored import ROOT, Made, Notebook, notebooks
 
-LICENCE = "CC BY 4.0, creativecommons.org/licenses/by/4.0; data sets shown under their own licences"
+LICENCE = "CC BY 4.0, creativecommons.org/licenses/by/4.0"
+DATA = "; data sets shown under their own licences"
 FONT = ImageFont.truetype(Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 12)
 FRAME = r'<figcaption>([^<]*)</figcaption><img[^>]* alt="([^"]*)" src="data:[^,]*,([^"]*)"'
 VECTOR = "four_ways_out.svg"
@@ -84,7 +85,7 @@ def write(app: Sphinx, exception: Exception | None) -> None:
     for notebook in notebooks():
         (folder / notebook.name).parent.mkdir(parents=True, exist_ok=True)
         address = f"{app.config.html_baseurl}notebooks/{notebook.name}.html"
-        lines = [f"{book}: {title(notebook)}", address, f"{owner}, {LICENCE}"]
+        lines = [f"{book}: {title(notebook)}", address, f"{owner}, {LICENCE}{DATA}"]
         with ThreadPoolExecutor() as pool:
             list(pool.map(partial(save, lines=lines, folder=folder), pictures(notebook)))
     svg = (ROOT / "book" / "static" / VECTOR).read_text("utf-8")
@@ -118,8 +119,9 @@ class Figures(Made):
         parts = ""
         for notebook in notebooks(self.arguments[0]):
             figures = [list(group) for _, group in groupby(pictures(notebook), lambda p: p.number)]
+            count = f"{len(figures)} figure{'s'[: len(figures) - 1]}"
             parts += (
-                f"<details><summary>{escape(title(notebook))}, {len(figures)} figures</summary>"
+                f"<details><summary>{escape(title(notebook))}, {count}</summary>"
                 f'<p>From <a href="../notebooks/{notebook.name}.html">this notebook</a>.</p>'
                 f'<ul class="figures">{"".join(map(item, figures))}</ul></details>'
             )
