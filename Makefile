@@ -12,7 +12,7 @@ SOURCES := _config.yml _toc.yml \
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=290 -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test refresh bench bench-flower fleet screenshots clean
+.PHONY: help book serve test refresh assignments grade bench bench-flower fleet screenshots clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 22
@@ -53,6 +53,12 @@ test: $(READY) ## run every check, the cheap ones first
 refresh: export OMP_NUM_THREADS := 1
 refresh: $(READY) ## run the notebooks again in place (all, or NB=path)
 	$(BIN)/python scripts/notebooks.py refresh $(NB)
+
+assignments: $(READY) ## make the student versions in assignments/release
+	$(BIN)/python scripts/assignments.py
+
+grade: $(READY) ## grade SUBMISSIONS=folder, which holds a folder for each student
+	@$(BIN)/python scripts/grade.py "$(SUBMISSIONS)" $(if $(TRUSTED),--trusted)
 
 bench: $(READY) ## print the speed ratios that the text speaks of
 	$(BIN)/python scripts/bench.py

@@ -1,0 +1,314 @@
+"""Grade one submission behind walls: ``python scripts/grade_one.py NOTEBOOK SOURCE [--trusted]``.
+
+Prints the result as JSON.  What the student wrote runs in a kernel that sees the system and the
+book's package, both read-only, and one empty folder of its own: no network, no other file.  The
+walls are bubblewrap's (https://github.com/containers/bubblewrap), a small program of most Linux
+systems.  The kernel is spoken to through a socket in the file system, so that it needs no network.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import DeadKernelError
+from nbformat import NotebookNode
+from nbgrader.utils import compute_checksum, is_grade, is_solution
+
+import mlguide
+
+CELL_SECONDS = 60
+CELLS = 4  # as many cells may take all of that time
+MOST_BYTES = 1_000_000  # of output that is kept, and ten times that of a submission
+MEMORY, FILE, PROCESSES = 8 << 30, 100 << 20, 128
+# Each must fail: if one passes, the submission has disarmed the tests.
+CANARIES = (
+    "assert False",
+    "assert not isinstance(0.0, float)",
+    "import torch\nassert torch.equal(torch.zeros(2), torch.ones(2))",
+    "import torch\nassert torch.allclose(torch.zeros(2), torch.ones(2))",
+    "import torch\ntorch.testing.assert_close(torch.zeros(2), torch.ones(2))",
+    "import math\nassert math.isclose(0.0, 1.0)",
+)
+
+
+def walls(work: Path, sockets: Path) -> list[str]:
+    """The command that runs what follows it with only ``work`` and ``sockets`` to write to.
+
+    Raises:
+        FileNotFoundError: if bubblewrap is not installed.
+    """
+    if not shutil.which("bwrap"):
+        raise FileNotFoundError(
+            "bubblewrap is needed to run a stranger's code behind walls (Debian, Ubuntu: apt "
+            "install bubblewrap). For notebooks that you trust: make grade TRUSTED=1"
+        )
+    system = ["/usr", "/etc/ld.so.cache", "/etc/alternatives", "/etc/fonts", "/etc/localtime"]
+    python = [p for p in {sys.prefix, sys.base_prefix} if not p.startswith("/usr/")]
+    package = Path(mlguide.__file__).parent
+    # Processes are counted for each user but root: inside, root becomes a user nobody else is.
+    alone, stranger = ["--unshare-user", "--cap-drop", "ALL"], []
+    if os.geteuid() == 0:
+        user = 1_000_000 + os.getpid()
+        alone, stranger = [], ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups",
+                               "--bounding-set=-all", "--no-new-privs"]  # fmt: skip
+        for path in (work, sockets, *sockets.iterdir()):
+            os.chown(path, user, user)
+    return [
+        "bwrap", *alone, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts",
+        "--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv",
+        "--tmpfs", "/tmp",
+        *(part for path in [*python, work] for parent in [*Path(path).parents][-2::-1]
+          for part in ("--perms", "0755", "--dir", str(parent))),
+        *(part for path in system + python for part in ("--ro-bind-try", path, path)),
+        *(part for name in ("bin", "sbin", "lib", "lib64")
+          for part in ("--symlink", f"usr/{name}", f"/{name}")),
+        "--proc", "/proc", "--dev", "/dev",
+        "--ro-bind", str(package), "/book/mlguide",
+        "--bind", str(work), str(work), "--bind", str(sockets), str(sockets),
+        *(part for name, value in {
+            "PATH": os.defpath, "HOME": str(work), "USER": "student", "LANG": "C.UTF-8",
+            "PYTHONPATH": "/book", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",
+        }.items() for part in ("--setenv", name, value)),
+        "--chdir", str(work), *stranger,
+        "prlimit", f"--as={MEMORY}", f"--fsize={FILE}", f"--nproc={PROCESSES}", "--core=0",
+    ]  # fmt: skip
+
+
+def restored(submission: NotebookNode, source: NotebookNode) -> tuple[NotebookNode, list[str]]:
+    """The source notebook with the student's answers in it, and what the student had changed.
+
+    Cells that a student added stay behind the cell that they followed.  All others are the
+    teacher's, whatever the submission did to them.
+    """
+    grade_id = "grade_id"
+    ours = {c.metadata.nbgrader[grade_id]: c for c in source.cells if "nbgrader" in c.metadata}
+    theirs: dict[str, NotebookNode] = {}
+    added: dict[str, list[NotebookNode]] = {}
+    last = ""
+    for cell in submission.cells:
+        found = cell.metadata.get("nbgrader", {}).get(grade_id, "")
+        if found in ours and found not in theirs:
+            theirs[found] = cell
+            last = found
+        elif cell.cell_type == "code":
+            added.setdefault(last, []).append(nbformat.v4.new_code_cell(cell.source))
+    notebook = nbformat.v4.new_notebook(cells=list(added.get("", [])))
+    notes: list[str] = []
+    for cell in source.cells:
+        name = cell.metadata.get("nbgrader", {}).get(grade_id, "")
+        cell = nbformat.from_dict(cell)
+        if name and name not in theirs:
+            notes.append(f"the cell {name!r} was missing; it was put back")
+        if is_solution(cell):
+            answer = theirs.get(name, nbformat.v4.new_code_cell())
+            cell.source = answer.source
+            handed_out = answer.metadata.get("nbgrader", {}).get("checksum")
+            cell.metadata["unanswered"] = handed_out == compute_checksum(cell) or not answer.source
+        notebook.cells += [cell, *(added.get(name, []) if name else [])]
+    return notebook, notes
+
+
+def changed(submission: NotebookNode) -> list[str]:
+    """Locked cells that are no longer as they were handed out, by the checksum they carry."""
+    locked = [c for c in submission.cells if c.metadata.get("nbgrader", {}).get("checksum")]
+    return [
+        f"the locked cell {cell.metadata.nbgrader['grade_id']!r} had been changed; restored"
+        for cell in locked
+        if not is_solution(cell) and compute_checksum(cell) != cell.metadata.nbgrader["checksum"]
+    ]
+
+
+class Graded(NotebookClient):
+    """A notebook that is run to its end, whatever its cells do."""
+
+    def __init__(
+        self, notebook: NotebookNode, kernel: AsyncKernelManager, cwd: Path, seconds: int
+    ) -> None:
+        super().__init__(
+            notebook, kernel, allow_errors=True, interrupt_on_timeout=True, record_timing=False,
+            error_on_timeout={"ename": "Timeout", "evalue": "took too long", "traceback": []},
+            timeout_func=self.seconds_left, on_cell_executed=self.keep_error,
+            shell_timeout_interval=1, iopub_timeout=20, raise_on_iopub_timeout=False,
+            resources={"metadata": {"path": str(cwd)}},
+        )  # fmt: skip
+        self.cell_seconds = seconds
+        self.end = time.monotonic() + CELLS * seconds
+        self.output_bytes = 0
+
+    def seconds_left(self, cell: NotebookNode) -> int:
+        return max(1, min(self.cell_seconds, round(self.end - time.monotonic())))
+
+    def keep_error(self, cell: NotebookNode, execute_reply: Any, **_: Any) -> None:
+        """The kernel's reply counts, not what a cell chose to show."""
+        reply = execute_reply["content"]
+        if reply["status"] != "ok":
+            self.fail(cell, reply.get("ename", reply["status"]), reply.get("evalue", ""))
+
+    @staticmethod
+    def fail(cell: NotebookNode, name: str, value: str) -> None:
+        cell.metadata["failed"] = [name, value]
+
+    def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> Any:
+        if msg["msg_type"] in ("stream", "display_data", "execute_result", "error"):
+            self.output_bytes += len(json.dumps(msg["content"]))
+            if self.output_bytes > MOST_BYTES:
+                return None
+        return super().process_message(msg, cell, cell_index)
+
+    def run(self) -> list[str]:
+        """Execute all cells; returns notes on what went wrong as a whole."""
+        notes: list[str] = []
+        cells = [(i, c) for i, c in enumerate(self.nb.cells) if c.cell_type == "code"]
+        with self.setup_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+            for number, (index, cell) in enumerate(cells):
+                try:
+                    if time.monotonic() > self.end:
+                        raise TimeoutError(f"all of {CELLS * self.cell_seconds} s were used up")
+                    self.execute_cell(cell, index)
+                except (DeadKernelError, TimeoutError) as error:
+                    stop = f"stopped in cell {index + 1}: {error}"
+                    for _, rest in cells[number:]:
+                        self.fail(rest, "Stopped", stop)
+                    return [stop]
+        if self.output_bytes > MOST_BYTES:
+            notes.append(f"printed more than {MOST_BYTES:,} bytes; the rest was thrown away")
+        return notes
+
+
+def grade(
+    submission: Path, source: Path, *, trusted: bool = False, seconds: int = CELL_SECONDS
+) -> dict[str, Any]:
+    """Run a submission against its source and say what each graded cell is worth.
+
+    Args:
+        submission, source: the student's notebook, and the one with solutions and hidden tests.
+        trusted: run it without walls.
+        seconds: what one cell may take; all of them together may take four times that.
+
+    Returns:
+        ``scores``: for each graded cell its name, exercise, points (None: by hand), ``out_of``,
+        message and whether it failed in a hidden test; ``answers``: the written ones; ``notes``.
+
+    Raises:
+        FileNotFoundError: without bubblewrap, unless ``trusted``.
+        ValueError: if the submission is too large or is no notebook.
+    """
+    if submission.stat().st_size > 10 * MOST_BYTES:
+        raise ValueError(f"the file has more than {10 * MOST_BYTES:,} bytes")
+    try:
+        theirs = nbformat.read(submission, as_version=4)
+        nbformat.validate(theirs)
+    except Exception as error:
+        raise ValueError(f"the file is not a notebook: {str(error)[:200]}") from None
+    notes = changed(theirs)
+    notebook, missing = restored(theirs, nbformat.read(source, as_version=4))
+    canaries = [nbformat.v4.new_code_cell(text) for text in CANARIES]
+    with tempfile.TemporaryDirectory() as folder:
+        work, sockets, spec = (Path(folder, name) for name in ("work", "run", "kernels/graded"))
+        for path in (work, sockets, spec):
+            path.mkdir(parents=True)
+        manager = AsyncKernelManager(
+            kernel_name="graded", transport="ipc", connection_file=str(sockets / "kernel.json"),
+            kernel_spec_manager=KernelSpecManager(
+                kernel_dirs=[str(spec.parent)], ensure_native_kernel=False
+            ),
+        )  # fmt: skip
+        manager.write_connection_file()
+        command = [] if trusted else walls(work, sockets)
+        command += [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        kernel = {
+            "argv": command,
+            "display_name": "graded",
+            "language": "python",
+            "interrupt_mode": "message",
+        }
+        Path(spec, "kernel.json").write_text(json.dumps(kernel), "utf-8")
+        notebook.cells += canaries
+        notes += missing + Graded(notebook, manager, work, seconds).run()
+    notes += stopped_by_themselves(notebook)
+    disarmed = not any("Stopped" in note for note in notes) and any(
+        "failed" not in canary.metadata for canary in canaries
+    )
+    if disarmed:
+        notes.append("tests that must fail did not: the submission had disarmed them; no points")
+    return {**scores(notebook, disarmed), "notes": notes}
+
+
+def stopped_by_themselves(notebook: NotebookNode) -> list[str]:
+    """A line for each of the student's own cells that ended in an error."""
+    return [
+        f"your cell beginning {cell.source.strip()[:40]!r} ended in {kind}: {value[:200]}"
+        for cell in notebook.cells
+        if not is_grade(cell) and cell.metadata.get("unanswered") is not True
+        for kind, value in [cell.metadata.get("failed", ("", ""))]
+        if kind not in ("", "Stopped") and cell.source not in CANARIES
+    ]
+
+
+def scores(notebook: NotebookNode, disarmed: bool) -> dict[str, Any]:
+    """What each graded cell of an executed notebook is worth, and the written answers."""
+    exercise, found, answers = "", [], {}
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            exercise = cell.source.splitlines()[0].removeprefix("## ")
+        if not is_grade(cell):
+            continue
+        name, out_of = cell.metadata.nbgrader["grade_id"], cell.metadata.nbgrader["points"]
+        kind, value = cell.metadata.get("failed", ("", ""))
+        score = {"cell": name, "exercise": exercise, "out_of": out_of, "message": ""}
+        if is_solution(cell):
+            answers[name] = cell.source
+            score["points"] = 0 if cell.metadata["unanswered"] else None
+        else:
+            score["points"] = 0 if kind or disarmed else out_of
+            score["message"] = value if kind == "AssertionError" else f"{kind}: {value}".strip(": ")
+            score["message"] = score["message"][:500]
+            score["hidden"] = line_of_failure(cell) > first_hidden_line(cell)
+        found.append(score)
+    return {"scores": found, "answers": answers}
+
+
+def line_of_failure(cell: NotebookNode) -> int:
+    """The line of the cell in which it failed, 0 if it did not or none was told."""
+    traces = ["\n".join(o.traceback) for o in cell.outputs if o.output_type == "error"]
+    found = re.search(
+        r"Cell In\[\d+\], line (\d+)", re.sub(r"\x1b\[[\d;]*m", "", *traces[:1] or [""])
+    )
+    return int(found[1]) if found else 0
+
+
+def first_hidden_line(cell: NotebookNode) -> int:
+    lines = cell.source.splitlines()
+    return next((n for n, line in enumerate(lines, 1) if "BEGIN HIDDEN TESTS" in line), len(lines))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--trusted", action="store_true", help="run it without walls")
+    parser.add_argument("--seconds", type=int, default=CELL_SECONDS, help="what one cell may take")
+    args = parser.parse_args()
+    try:
+        result = grade(args.notebook, args.source, trusted=args.trusted, seconds=args.seconds)
+        print(json.dumps(result))
+    except (FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
