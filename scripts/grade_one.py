@@ -141,7 +141,7 @@ class Graded(NotebookClient):
             error_on_timeout={"ename": "Timeout", "evalue": "took too long", "traceback": []},
             timeout_func=self.seconds_left, on_cell_executed=self.keep_outcome,
             shell_timeout_interval=1, iopub_timeout=20, raise_on_iopub_timeout=False,
-            resources={"metadata": {"path": str(cwd)}},
+            shutdown_kernel="immediate", resources={"metadata": {"path": str(cwd)}},
         )  # fmt: skip
         self.cell_seconds = seconds
         self.end = time.monotonic() + CELLS * seconds
@@ -166,7 +166,8 @@ class Graded(NotebookClient):
         """Execute all cells; returns notes on what went wrong as a whole."""
         notes: list[str] = []
         code = [(i, c) for i, c in enumerate(self.nb.cells) if c.cell_type == "code"]
-        with self.setup_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with self.setup_kernel(cleanup_kc=True, **quiet):
             for index, cell in code:
                 try:
                     if time.monotonic() > self.end:

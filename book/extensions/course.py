@@ -6,7 +6,7 @@ question or an assignment's question, or one of these without an objective, stop
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,9 @@ def gift(chapter: str) -> str:
     for notebook in notebooks(chapter):
         lines.append(f"\n$CATEGORY: {chapter}/{notebook.path.stem}")
         for number, question in enumerate(quiz(notebook), 1):
-            lines.append(f"\n::{notebook.path.stem} {number}::[markdown]{escaped(question.text)} {{")
+            lines.append(
+                f"\n::{notebook.path.stem} {number}::[markdown]{escaped(question.text)} {{"
+            )
             for place, (answer, said) in enumerate(question.answers):
                 sign = "=" if place == question.right else "~"
                 lines.append(f"  {sign}{escaped(answer)}#{escaped(said)}")
@@ -107,12 +109,13 @@ def gaps(chapter: str, objectives: list[dict[str, Any]]) -> Iterator[str]:
             if not objective.get(kind):
                 yield f"{chapter}, {objective['objective']!r}: has no {kind}"
         named = [each for objective in objectives for each in objective.get(kind) or []]
-        yield from (f"{chapter}: there is no {kind} {each!r}" for each in named_only(named, there[kind]))
-        yield from (f"{chapter}: no objective has {kind} {each!r}" for each in named_only(there[kind], named))
-
-
-def named_only(these: Iterable[str], those: Iterable[str]) -> list[str]:
-    return sorted(set(these) - set(those))
+        yield from (
+            f"{chapter}: there is no {kind} {each!r}" for each in named_only(named, there[kind])
+        )
+        yield from (
+            f"{chapter}: no objective has {kind} {each!r}"
+            for each in named_only(there[kind], named)
+        )
 
 
 class Objectives(Made):
@@ -120,7 +123,9 @@ class Objectives(Made):
         objectives = COURSE["objectives"][chapter]
         if found := list(gaps(chapter, objectives)):
             raise ExtensionError("course.yml: " + "; ".join(found))
-        lines = ["| objective | notebook | exercises | quiz | assignment |\n" + "| --- " * 5 + "|\n"]
+        lines = [
+            "| objective | notebook | exercises | quiz | assignment |\n" + "| --- " * 5 + "|\n"
+        ]
         for each in objectives:
             links = [f"{{doc}}`/notebooks/{chapter}/{name}`" for name in each["notebooks"]]
             practice = [short(each["exercises"]), short(each["quiz"])]
