@@ -109,13 +109,9 @@ def gaps(chapter: str, objectives: list[dict[str, Any]]) -> Iterator[str]:
             if not objective.get(kind):
                 yield f"{chapter}, {objective['objective']!r}: has no {kind}"
         named = [each for objective in objectives for each in objective.get(kind) or []]
-        yield from (
-            f"{chapter}: there is no {kind} {each!r}" for each in named_only(named, there[kind])
-        )
-        yield from (
-            f"{chapter}: no objective has {kind} {each!r}"
-            for each in named_only(there[kind], named)
-        )
+        for each in sorted(set(named) ^ set(there[kind])):
+            what = "there is no" if each in named else "no objective has"
+            yield f"{chapter}: {what} {kind} {each!r}"
 
 
 class Objectives(Made):
