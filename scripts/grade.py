@@ -290,7 +290,11 @@ def main() -> int:
     if not results:
         print("nothing to grade: SUBMISSIONS/<student>/<assignment>.ipynb is expected")
         return 1
-    by_hand(out, results)
+    try:
+        by_hand(out, results)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
     for assignment, students in results.items():
         write(out / f"{assignment}.csv", scores_table(students))
         picture(assignment, students).savefig(out / f"{assignment}.png", dpi=look.DPI)

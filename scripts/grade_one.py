@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -32,14 +33,11 @@ CELL_SECONDS = 60
 CELLS = 4  # as many cells may take all of that time
 MOST_BYTES = 1_000_000  # of output that is kept, and ten times that of a submission
 MEMORY, FILE, PROCESSES = 8 << 30, 100 << 20, 128
-# Each must fail: if one passes, the submission has disarmed the tests.
+# Run before each graded cell, and each must fail: if one passes, the tests have been disarmed.
 CANARIES = (
-    "assert False",
-    "assert not isinstance(0.0, float)",
-    "import torch\nassert torch.equal(torch.zeros(2), torch.ones(2))",
-    "import torch\nassert torch.allclose(torch.zeros(2), torch.ones(2))",
+    "import math, torch\nassert torch.equal(torch.zeros(2), torch.ones(2)) or isinstance(0.0, str)"
+    " or torch.allclose(torch.zeros(2), torch.ones(2)) or math.isclose(0.0, 1.0)",
     "import torch\ntorch.testing.assert_close(torch.zeros(2), torch.ones(2))",
-    "import math\nassert math.isclose(0.0, 1.0)",
 )
 
 
@@ -60,7 +58,7 @@ def walls(work: Path, sockets: Path) -> list[str]:
     # Processes are counted for each user but root: inside, root becomes a user nobody else is.
     alone, stranger = ["--unshare-user", "--cap-drop", "ALL"], []
     if os.geteuid() == 0:
-        user = 1_000_000 + os.getpid()
+        user = 1_000_000 + secrets.randbelow(1_000_000_000)
         alone, stranger = [], ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups",
                                "--bounding-set=-all", "--no-new-privs"]  # fmt: skip
         for path in (work, sockets, *sockets.iterdir()):
@@ -69,7 +67,8 @@ def walls(work: Path, sockets: Path) -> list[str]:
         "bwrap", *alone, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts",
         "--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv",
         "--tmpfs", "/tmp",
-        *(part for path in [*python, work] for parent in [*Path(path).parents][-2::-1]
+        *(part for path in [*system, *python, work, "/book/mlguide"]
+          for parent in [*Path(path).parents][-2::-1]
           for part in ("--perms", "0755", "--dir", str(parent))),
         *(part for path in system + python for part in ("--ro-bind-try", path, path)),
         *(part for name in ("bin", "sbin", "lib", "lib64")
@@ -109,6 +108,7 @@ def restored(submission: NotebookNode, source: NotebookNode) -> tuple[NotebookNo
     for cell in source.cells:
         name = cell.metadata.get("nbgrader", {}).get(grade_id, "")
         cell = nbformat.from_dict(cell)
+        cell.metadata.pop("outcome", None)
         if name and name not in theirs:
             notes.append(f"the cell {name!r} was missing; it was put back")
         if is_solution(cell):
@@ -139,7 +139,7 @@ class Graded(NotebookClient):
         super().__init__(
             notebook, kernel, allow_errors=True, interrupt_on_timeout=True, record_timing=False,
             error_on_timeout={"ename": "Timeout", "evalue": "took too long", "traceback": []},
-            timeout_func=self.seconds_left, on_cell_executed=self.keep_error,
+            timeout_func=self.seconds_left, on_cell_executed=self.keep_outcome,
             shell_timeout_interval=1, iopub_timeout=20, raise_on_iopub_timeout=False,
             resources={"metadata": {"path": str(cwd)}},
         )  # fmt: skip
@@ -150,15 +150,10 @@ class Graded(NotebookClient):
     def seconds_left(self, cell: NotebookNode) -> int:
         return max(1, min(self.cell_seconds, round(self.end - time.monotonic())))
 
-    def keep_error(self, cell: NotebookNode, execute_reply: Any, **_: Any) -> None:
+    def keep_outcome(self, cell: NotebookNode, execute_reply: Any, **_: Any) -> None:
         """The kernel's reply counts, not what a cell chose to show."""
         reply = execute_reply["content"]
-        if reply["status"] != "ok":
-            self.fail(cell, reply.get("ename", reply["status"]), reply.get("evalue", ""))
-
-    @staticmethod
-    def fail(cell: NotebookNode, name: str, value: str) -> None:
-        cell.metadata["failed"] = [name, value]
+        cell.metadata["outcome"] = [reply.get("ename", reply["status"]), reply.get("evalue", "")]
 
     def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> Any:
         if msg["msg_type"] in ("stream", "display_data", "execute_result", "error"):
@@ -170,18 +165,17 @@ class Graded(NotebookClient):
     def run(self) -> list[str]:
         """Execute all cells; returns notes on what went wrong as a whole."""
         notes: list[str] = []
-        cells = [(i, c) for i, c in enumerate(self.nb.cells) if c.cell_type == "code"]
+        code = [(i, c) for i, c in enumerate(self.nb.cells) if c.cell_type == "code"]
         with self.setup_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
-            for number, (index, cell) in enumerate(cells):
+            for index, cell in code:
                 try:
                     if time.monotonic() > self.end:
                         raise TimeoutError(f"all of {CELLS * self.cell_seconds} s were used up")
                     self.execute_cell(cell, index)
                 except (DeadKernelError, TimeoutError) as error:
-                    stop = f"stopped in cell {index + 1}: {error}"
-                    for _, rest in cells[number:]:
-                        self.fail(rest, "Stopped", stop)
-                    return [stop]
+                    start = cell.source.strip()[:40]
+                    notes.append(f"stopped in the cell beginning {start!r}: {error}")
+                    break
         if self.output_bytes > MOST_BYTES:
             notes.append(f"printed more than {MOST_BYTES:,} bytes; the rest was thrown away")
         return notes
@@ -214,7 +208,7 @@ def grade(
         raise ValueError(f"the file is not a notebook: {str(error)[:200]}") from None
     notes = changed(theirs)
     notebook, missing = restored(theirs, nbformat.read(source, as_version=4))
-    canaries = [nbformat.v4.new_code_cell(text) for text in CANARIES]
+    with_canaries(notebook)
     with tempfile.TemporaryDirectory() as folder:
         work, sockets, spec = (Path(folder, name) for name in ("work", "run", "kernels/graded"))
         for path in (work, sockets, spec):
@@ -235,15 +229,19 @@ def grade(
             "interrupt_mode": "message",
         }
         Path(spec, "kernel.json").write_text(json.dumps(kernel), "utf-8")
-        notebook.cells += canaries
         notes += missing + Graded(notebook, manager, work, seconds).run()
     notes += stopped_by_themselves(notebook)
-    disarmed = not any("Stopped" in note for note in notes) and any(
-        "failed" not in canary.metadata for canary in canaries
-    )
-    if disarmed:
-        notes.append("tests that must fail did not: the submission had disarmed them; no points")
-    return {**scores(notebook, disarmed), "notes": notes}
+    return {**scores(notebook, notes), "notes": notes}
+
+
+def with_canaries(notebook: NotebookNode) -> None:
+    """Put the canaries before each cell that is graded by its tests."""
+    cells: list[NotebookNode] = []
+    for cell in notebook.cells:
+        if is_grade(cell) and not is_solution(cell):
+            cells += [nbformat.v4.new_code_cell(text) for text in CANARIES]
+        cells.append(cell)
+    notebook.cells = cells
 
 
 def stopped_by_themselves(notebook: NotebookNode) -> list[str]:
@@ -252,29 +250,33 @@ def stopped_by_themselves(notebook: NotebookNode) -> list[str]:
         f"your cell beginning {cell.source.strip()[:40]!r} ended in {kind}: {value[:200]}"
         for cell in notebook.cells
         if not is_grade(cell) and cell.metadata.get("unanswered") is not True
-        for kind, value in [cell.metadata.get("failed", ("", ""))]
-        if kind not in ("", "Stopped") and cell.source not in CANARIES
+        for kind, value in [cell.metadata.get("outcome", ("ok", ""))]
+        if kind != "ok" and cell.source not in CANARIES
     ]
 
 
-def scores(notebook: NotebookNode, disarmed: bool) -> dict[str, Any]:
+def scores(notebook: NotebookNode, notes: list[str]) -> dict[str, Any]:
     """What each graded cell of an executed notebook is worth, and the written answers."""
     exercise, found, answers = "", [], {}
+    canaries = [cell for cell in notebook.cells if cell.source in CANARIES]
+    disarmed = any(cell.metadata.get("outcome", [""])[0] == "ok" for cell in canaries)
+    if disarmed:
+        notes.append("tests that must fail did not: the submission had disarmed them; no points")
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and cell.source.startswith("## "):
             exercise = cell.source.splitlines()[0].removeprefix("## ")
         if not is_grade(cell):
             continue
         name, out_of = cell.metadata.nbgrader["grade_id"], cell.metadata.nbgrader["points"]
-        kind, value = cell.metadata.get("failed", ("", ""))
+        kind, value = cell.metadata.get("outcome", ("not run", ""))
         score = {"cell": name, "exercise": exercise, "out_of": out_of, "message": ""}
         if is_solution(cell):
             answers[name] = cell.source
             score["points"] = 0 if cell.metadata["unanswered"] else None
         else:
-            score["points"] = 0 if kind or disarmed else out_of
-            score["message"] = value if kind == "AssertionError" else f"{kind}: {value}".strip(": ")
-            score["message"] = score["message"][:500]
+            score["points"] = out_of if kind == "ok" and not disarmed else 0
+            message = value if kind == "AssertionError" else f"{kind}: {value}".strip(": ")
+            score["message"] = "" if kind == "ok" else message[:500]
             score["hidden"] = line_of_failure(cell) > first_hidden_line(cell)
         found.append(score)
     return {"scores": found, "answers": answers}

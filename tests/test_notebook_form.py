@@ -21,6 +21,7 @@ MOST_BYTES = 1_500_000
 MOST_SECONDS = 180
 MOST_LINES = 20  # the house style says about 15
 SHORT_RUN = 15  # seconds, below which the stated time need not be near
+SLIDES = {"slide", "fragment", "-"}
 MACHINE_PATHS = re.compile(
     rf"/home/|/Users/|/root/|/tmp/|[A-Z]:\\Users|(?<![\w.-]){re.escape(str(ROOT))}/"
 )
@@ -200,6 +201,14 @@ def rule_no_typed_numbers(nb: NotebookNode) -> Iterator[str]:
         if cell.cell_type == "markdown":
             for typed in re.findall(r"\d+\.\d+|\d+ ?%", prose(cell.source)):
                 yield f"cell {number}: {typed!r} in the prose; a cell should print it"
+
+
+def rule_slides(nb: NotebookNode) -> Iterator[str]:
+    shows = [
+        cell.metadata.slideshow.slide_type for cell in nb.cells if "slideshow" in cell.metadata
+    ]
+    if shows[:1] != ["slide"] or not SLIDES.issuperset(shows):
+        yield f"cells for its chapter's slides are tagged {shows}"
 
 
 RULES = [rule for name, rule in list(globals().items()) if name.startswith("rule_")]

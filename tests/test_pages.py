@@ -11,6 +11,7 @@ import pace
 import pytest
 import torch
 import torch.nn.functional as F
+from slides import excerpt, with_links
 from stored import CLAIMS, Section, notebooks
 from test_notebook_form import prose
 from torch import nn
@@ -20,7 +21,7 @@ from mlguide.models import SmallCNN
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(p for p in (ROOT / "book").rglob("*.md") if "static" not in p.parts)
 STEPS = ["See", "Run", "Measure", "Break", "Choose", "Practise"]
-VERSIONS = r"Python \d\.\d+|CC BY \d\.\d"
+VERSIONS = r"Python \d\.\d+|CC BY(-SA)? \d\.\d"
 # Everything in a page that is code, a role, an attribute or the option of a directive.
 MARKUP = r"\{[\w:-]+\}`[^`]*`|\{[^}\n]*\}|(?m:^:[\w-]+:.*$)"
 
@@ -161,3 +162,31 @@ def test_recipes_of_the_summary_sheet_do_what_they_say():
     one, two = (copied.state_dict() for copied in world["local"])
     mean = 0.75 * one["head.weight"] + 0.25 * two["head.weight"]
     assert torch.allclose(world["model"].head.weight, mean)
+
+
+# --- slides ---------------------------------------------------------------------------------------
+
+
+def test_a_slide_has_the_heading_and_the_paragraph_below_it():
+    assert excerpt("Before.\n\n## Title\n\nFirst,\nall of it.\n\nSecond.") == (
+        "## Title\n\nFirst,\nall of it."
+    )
+    assert excerpt("## A\n\n### B\n\nThese two:\n\n- x\n- y\n\nMore.").endswith("- x\n- y")
+    assert excerpt("Only.\n\nMore.") == "Only."
+
+
+def test_links_of_a_notebook_lead_from_its_slides_into_the_book():
+    def moved(text: str) -> str:
+        return with_links(text, "notebooks/choosing/1_one")
+
+    assert moved("[a](2_two.ipynb)") == "[a](../notebooks/choosing/2_two.html)"
+    assert moved("[a](../../book/evidence.md#reading)") == "[a](../book/evidence.html#reading)"
+    assert (
+        moved("[a](#b) [c](https://d.e)")
+        == "[a](../notebooks/choosing/1_one.html#b) [c](https://d.e)"
+    )
+    assert moved("# One") == "# [One](../notebooks/choosing/1_one.html)"
+    assert (
+        moved("## Break it: `x`")
+        == "## [Break it: `x`](../notebooks/choosing/1_one.html#break-it-x)"
+    )

@@ -6,13 +6,18 @@ network; where none is installed it is skipped, but not on a machine that sets C
 
 import os
 import re
+from base64 import b64decode
 from collections import Counter
 from collections.abc import Iterator
+from html import unescape
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from downloads import pictures
+from PIL import Image, ImageChops
 from playwright.sync_api import Browser, Locator, Page
 from screenshots import BROWSERS, HTML, ROOT, VIEWS, browser, find_browser, opened, pages, show
 from stored import CLAIMS, notebooks
@@ -178,6 +183,47 @@ def test_picture_code_evidence_and_exercises_are_two_clicks_away(site, chapter: 
         assert any(link.startswith(f"{page}#break-it") for link in opener)
 
 
+@pytest.mark.parametrize("chapter", CLAIMS)
+def test_slides_of_a_chapter(site, chapter: str):
+    deck = HTML / "slides" / f"{chapter}.html"
+    assert f"slides/{chapter}.html" in links(site, f"book/{chapter}/index")
+    there = links(site, f"slides/{chapter}")
+    for notebook in notebooks(chapter):  # a title, something seen or measured, the three sentences
+        page = f"notebooks/{notebook.name}.html"
+        assert {page, f"{page}#what-you-saw"} < {link for link in there if link.startswith(page)}
+    text = unescape(deck.read_text("utf-8"))
+    for claim in [c for nb in notebooks(chapter) for cell in nb.claims.values() for c in cell]:
+        assert f"<p>{claim['line']}</p>" in text
+
+
+@pytest.mark.parametrize("notebook", notebooks(), ids=lambda notebook: notebook.name)
+def test_figures_can_be_taken_away(site, notebook):
+    found = list(pictures(notebook))
+    there = links(site, "book/figures")
+    alts = site[HTML / "notebooks" / f"{notebook.name}.html"].alts
+    drawn = [alt for alt in alts if not alt.endswith(" logo")]  # of Colab and Binder, by the theme
+    assert [picture.alt for picture in found] == drawn
+    for picture in found:
+        assert f"figures/{picture.name}.png" in there
+        with Image.open(HTML / "figures" / f"{picture.name}.png") as file:
+            assert file.text["Description"] == picture.alt
+            assert "CC BY 4.0" in file.text["Copyright"]
+            assert file.text["Source"].endswith(f"notebooks/{notebook.name}.html")
+            drawn = Image.open(BytesIO(b64decode(picture.data))).convert("RGBA")
+            left = (file.width - drawn.width) // 2
+            same = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn)
+            kept = file.crop((left, 0, left + drawn.width, drawn.height))
+            assert (
+                max(
+                    high
+                    for _, high in ImageChops.difference(kept, same.convert("RGB")).getextrema()
+                )
+                <= 1
+            )
+            below = file.crop((0, drawn.height, file.width, file.height))
+            assert below.convert("L").getextrema()[0] < 150  # something is written there
+
+
 # --- in a browser ---------------------------------------------------------------------------------
 
 
@@ -241,8 +287,8 @@ def test_page_in_a_browser(chromium: Browser, name: str):
             wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
             assert wide <= 0, f"{view}: the page is {wide} pixels wider than the screen"
             assert page.evaluate(FAINT) == [], view
-        broken = page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)")
-        assert broken == []
+        broken = "i => i.loading != 'lazy' && !i.naturalWidth"  # those in a fold are not loaded yet
+        assert page.evaluate(f"[...document.images].filter({broken}).map(i => i.src)") == []
     assert faults == []
 
 
@@ -343,3 +389,44 @@ def test_first_uses_of_terms_lead_to_the_glossary(chromium: Browser, name: str):
     with opened(chromium, name) as (page, _):
         assert page.locator("article a.glossary-link").count() > 3
         assert page.evaluate(MISPLACED) == []
+
+
+# What sticks out of the slide that is shown.
+OUTSIDE = """() => {
+  const page = document.querySelector('.slides').getBoundingClientRect();
+  return [...Reveal.getCurrentSlide().querySelectorAll('*')].filter(element => {
+    const box = element.getBoundingClientRect();
+    return box.width && (box.bottom > page.bottom + 1 || box.right > page.right + 1);
+  }).map(element => element.outerHTML.slice(0, 99));
+}"""
+
+
+@pytest.mark.parametrize("chapter", CLAIMS)
+def test_slides_in_a_browser(chromium: Browser, chapter: str):
+    size = {"width": 1280, "height": 720}
+    with opened(chromium, f"slides/{chapter}", viewport=size) as (page, faults):
+        page.wait_for_function("Reveal.isReady()")
+        total, dials = page.evaluate("Reveal.getTotalSlides()"), 0
+        assert total >= 12
+        for number in range(total):
+            while page.evaluate("Reveal.availableFragments().next"):
+                page.keyboard.press("ArrowRight")
+            assert page.evaluate("Reveal.getSlidePastCount()") == number
+            assert page.evaluate(OUTSIDE) == []
+            for dial in page.locator("section.present section.present .mlguide-frames").all():
+                dial.locator("label").last.click()
+                assert visible_pictures(dial) == [dial.locator("img").count() - 1]
+                dials += 1
+            page.keyboard.press("PageDown")  # also when a dial was turned
+        assert page.evaluate("Reveal.isLastSlide()") and dials
+    assert faults == []
+
+
+@pytest.mark.parametrize("chapter", CLAIMS)
+def test_slides_print_one_a_page(chromium: Browser, chapter: str):
+    with opened(chromium, f"slides/{chapter}") as (page, _):
+        total = page.evaluate("Reveal.getTotalSlides()")
+        page.goto(f"{page.url.partition('#')[0]}?print-pdf")
+        page.wait_for_selector(".pdf-page")
+        pdf = page.pdf(prefer_css_page_size=True)
+    assert len(re.findall(rb"/Type\s*/Page\b", pdf)) == total
