@@ -53,7 +53,7 @@ def direct() -> set[str]:
 def python(*arguments: str, folder: Path = ROOT, environment: dict[str, str] | None = None) -> str:
     """Run the environment's Python, away from the modules here; returns what it prints."""
     clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [str(ENVIRONMENT / "bin" / "python"), *arguments]
+    command = [str(ENVIRONMENT / "bin" / "python"), "-P", *arguments]  # -P: not from here
     return subprocess.run(
         command, cwd=folder, env=clean | (environment or {}), check=True, text=True,
         stdout=subprocess.PIPE,
