@@ -13,11 +13,15 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml
 from playwright.sync_api import Browser, Locator, Page
 from screenshots import BROWSERS, HTML, ROOT, VIEWS, browser, find_browser, opened, pages, show
 from stored import CLAIMS, notebooks
 
+from notebooks import find_notebooks
+
 PAGES = pages()
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
 SOURCES = ("book", "mlguide", "notebooks", "_config.yml", "_toc.yml")
 # Elements that make a browser load something, and the attribute that says what.
 LOADS = {"script": "src", "img": "src", "source": "src", "iframe": "src", "link": "href"}
@@ -176,6 +180,19 @@ def test_picture_code_evidence_and_exercises_are_two_clicks_away(site, chapter: 
         page = f"notebooks/{notebook.name}.html"
         assert {page, f"{page}#exercises", f"{page}#quiz"} <= opener
         assert any(link.startswith(f"{page}#break-it") for link in opener)
+
+
+def test_launch_buttons_open_the_notebook(site):
+    repository = CONFIG["repository"]
+    where, branch = urlsplit(repository["url"]).path, repository["branch"]
+    for path in find_notebooks():
+        notebook = path.relative_to(ROOT)
+        links = site[HTML / notebook.with_suffix(".html")].links
+        launched = {link for link in links if re.search(r"colab\.research|mybinder", link)}
+        assert launched == {
+            f"https://colab.research.google.com/github{where}/blob/{branch}/{notebook.as_posix()}",
+            f"https://mybinder.org/v2/gh{where}/{branch}?urlpath=lab/tree/{notebook.as_posix()}",
+        }
 
 
 # --- in a browser ---------------------------------------------------------------------------------
