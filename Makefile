@@ -1,6 +1,7 @@
 # `make book` builds the book, `make test` checks everything; both set up what they need.
 
 PYTHON ?= python3
+COLAB_PYTHON ?= python3.13
 BIN    := .venv/bin
 READY  := .venv/.ready
 FRONT  := _build/html/index.html
@@ -12,7 +13,8 @@ SOURCES := _config.yml _toc.yml \
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=290 -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test refresh assignments grade bench bench-flower fleet screenshots clean
+.PHONY: help book serve test test-lowest test-newest test-colab release refresh assignments grade bench bench-flower \
+        fleet screenshots clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 22
@@ -49,6 +51,35 @@ test: $(READY) ## run every check, the cheap ones first
 	@echo "==> 6/7 book";               $(MAKE) --no-print-directory book
 	@echo "==> 7/7 site";               $(BIN)/pytest tests/test_site.py
 	@echo "==> all passed"
+
+# Environments of their own, beside the one that the book is made with.
+.venv-lowest/.ready: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -c constraints-lowest.txt -e '.[test]'
+	@touch $@
+
+test-lowest: export OMP_NUM_THREADS := 1
+test-lowest: .venv-lowest/.ready ## run the package's tests with the lowest versions it supports
+	.venv-lowest/bin/pytest @tests/package.txt
+
+# Whatever the index serves on the day: never kept.
+test-newest: export OMP_NUM_THREADS := 1
+test-newest: ## build the book and run the package's tests with the newest versions
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install -e '.[book,test]'
+	.venv-newest/bin/pytest @tests/package.txt
+	.venv-newest/bin/jupyter-book build . -W --keep-going -n --path-output .venv-newest
+
+.venv-colab/.ready: scripts/colab-versions.txt
+	$(COLAB_PYTHON) -m venv --clear .venv-colab
+	.venv-colab/bin/python -m pip install -r $<
+	@touch $@
+
+test-colab: $(READY) .venv-colab/.ready ## install into what Colab ships, run a notebook there (or NB=path ...)
+	$(BIN)/python scripts/colab.py $(NB)
+
+release: $(BUILT) ## check, then build the wheel, the source and the book into _build/release
+	$(BIN)/python scripts/release.py
 
 refresh: export OMP_NUM_THREADS := 1
 refresh: $(READY) ## run the notebooks again in place (all, or NB=path)

@@ -16,13 +16,17 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml
 from downloads import pictures
 from PIL import Image, ImageChops
 from playwright.sync_api import Browser, Locator, Page
 from screenshots import BROWSERS, HTML, ROOT, VIEWS, browser, find_browser, opened, pages, show
 from stored import CLAIMS, notebooks
 
+from notebooks import find_notebooks
+
 PAGES = pages()
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
 SOURCES = ("book", "mlguide", "notebooks", "_config.yml", "_toc.yml")
 # Elements that make a browser load something, and the attribute that says what.
 LOADS = {"script": "src", "img": "src", "source": "src", "iframe": "src", "link": "href"}
@@ -222,6 +226,19 @@ def test_figures_can_be_taken_away(site, notebook):
             )
             below = file.crop((0, drawn.height, file.width, file.height))
             assert below.convert("L").getextrema()[0] < 150  # something is written there
+
+
+def test_launch_buttons_open_the_notebook(site):
+    repository = CONFIG["repository"]
+    where, branch = urlsplit(repository["url"]).path, repository["branch"]
+    for path in find_notebooks():
+        notebook = path.relative_to(ROOT)
+        links = site[HTML / notebook.with_suffix(".html")].links
+        launched = {link for link in links if re.search(r"colab\.research|mybinder", link)}
+        assert launched == {
+            f"https://colab.research.google.com/github{where}/blob/{branch}/{notebook.as_posix()}",
+            f"https://mybinder.org/v2/gh{where}/{branch}?urlpath=lab/tree/{notebook.as_posix()}",
+        }
 
 
 # --- in a browser ---------------------------------------------------------------------------------
