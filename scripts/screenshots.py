@@ -51,10 +51,12 @@ def browser(path: str) -> Iterator[Browser]:
 
 
 @contextmanager
-def opened(running: Browser, name: str, **context: object) -> Iterator[tuple[Page, list[str]]]:
-    """A page of the book, read from its file with every other request refused.
+def opened(
+    running: Browser, name: str, *, site: str = HTML.as_uri(), **context: object
+) -> Iterator[tuple[Page, list[str]]]:
+    """A page of the book at this address, its files if none is given; no request may leave it.
 
-    Yields the page and a list of what goes wrong in it: requests that would have left the machine,
+    Yields the page and a list of what goes wrong in it: requests that would have left the book,
     and errors on the console.
     """
     faults: list[str] = []
@@ -67,12 +69,12 @@ def opened(running: Browser, name: str, **context: object) -> Iterator[tuple[Pag
         if "THEBE_JS_URL" not in text:  # sphinx-thebe defines it twice, which does no harm
             faults.append(f"console: {text}")
 
-    session = running.new_context(**context)
-    session.route(lambda url: not url.startswith(("file:", "data:", "blob:")), refuse)
+    session = running.new_context(reduced_motion="reduce", **context)
+    session.route(lambda url: not url.startswith((f"{site}/", "data:", "blob:")), refuse)
     page = session.new_page()
     page.on("pageerror", lambda error: note(str(error)))
     page.on("console", lambda message: note(message.text) if message.type == "error" else None)
-    page.goto((HTML / f"{name}.html").as_uri(), wait_until="load")
+    page.goto(f"{site}/{name}.html", wait_until="load")
     yield page, faults
     session.close()
 
