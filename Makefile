@@ -47,7 +47,7 @@ test: $(READY) ## run every check, the cheap ones first
 	@echo "==> 4/7 package, project";   $(BIN)/pytest tests --ignore tests/test_site.py
 	@echo "==> 5/7 notebooks";          $(BIN)/pytest $(NBVAL) notebooks
 	@echo "==> 6/7 book";               $(MAKE) --no-print-directory book
-	@echo "==> 7/7 site";               $(BIN)/pytest tests/test_site.py
+	@echo "==> 7/7 site";               $(BIN)/pytest -n 2 tests/test_site.py
 	@echo "==> all passed"
 
 refresh: export OMP_NUM_THREADS := 1

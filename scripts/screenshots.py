@@ -1,6 +1,7 @@
 """Picture every page of the built book, light, dark and narrow, to look at: `make screenshots`.
 
-The pictures go to ``_build/screenshots``. The tests of the site open their pages in the same way.
+The pictures go to ``_build/screenshots``; how soon a page shows something is printed beside its
+name. The tests of the site open their pages in the same way.
 """
 
 import shutil
@@ -98,11 +99,12 @@ def main() -> int:
     with browser(path) as running:
         for name in pages():
             with opened(running, name) as (page, _):
+                paint = page.evaluate("performance.getEntriesByName('first-paint')[0].startTime")
                 for view in VIEWS:
                     show(page, view)
                     file = folder / f"{name.replace('/', '-')}-{view}.png"
                     page.screenshot(path=file, full_page=True)
-            print(name, flush=True)
+            print(f"{name}: first paint after {paint:.0f} ms", flush=True)
     print(f"The pictures are in {folder}")
     return 0
 

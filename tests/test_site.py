@@ -225,7 +225,8 @@ DIALS, FOLDS = holding('class="mlguide-frames'), holding("<details>")
 # among them. In the dark only colours can be new.
 BARRIERS = """async dark => {
   const rules = {type: 'rule', values: ['color-contrast', 'link-in-text-block']};
-  const found = await axe.run('article', dark ? {runOnly: rules} : {});
+  const options = {preload: false, resultTypes: ['violations'], ...(dark ? {runOnly: rules} : {})};
+  const found = await axe.run('article', options);
   return found.violations.filter(v => ['serious', 'critical'].includes(v.impact))
     .flatMap(v => v.nodes.map(n => `${v.id}: ${n.html.slice(0, 200)}`));
 }"""
