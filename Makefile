@@ -13,8 +13,8 @@ SOURCES := _config.yml _toc.yml \
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=290 -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test test-lowest test-newest test-colab release refresh assignments grade bench bench-flower \
-        fleet screenshots clean
+.PHONY: help book serve test test-lowest test-newest test-colab release refresh assignments grade \
+        bench bench-flower fleet screenshots clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 22
@@ -49,7 +49,7 @@ test: $(READY) ## run every check, the cheap ones first
 	@echo "==> 4/7 package, project";   $(BIN)/pytest tests --ignore tests/test_site.py
 	@echo "==> 5/7 notebooks";          $(BIN)/pytest $(NBVAL) notebooks
 	@echo "==> 6/7 book";               $(MAKE) --no-print-directory book
-	@echo "==> 7/7 site";               $(BIN)/pytest tests/test_site.py
+	@echo "==> 7/7 site";               $(BIN)/pytest -n 2 tests/test_site.py
 	@echo "==> all passed"
 
 # Environments of their own, beside the one that the book is made with.

@@ -1,6 +1,7 @@
 """Picture every page of the built book, light, dark and narrow, to look at: `make screenshots`.
 
-The pictures go to ``_build/screenshots``. The tests of the site open their pages in the same way.
+The pictures go to ``_build/screenshots``; how soon a page shows something is printed beside its
+name. The tests of the site open their pages in the same way.
 """
 
 import shutil
@@ -51,10 +52,12 @@ def browser(path: str) -> Iterator[Browser]:
 
 
 @contextmanager
-def opened(running: Browser, name: str, **context: object) -> Iterator[tuple[Page, list[str]]]:
-    """A page of the book, read from its file with every other request refused.
+def opened(
+    running: Browser, name: str, *, site: str = HTML.as_uri(), **context: object
+) -> Iterator[tuple[Page, list[str]]]:
+    """A page of the book at this address, its files if none is given; no request may leave it.
 
-    Yields the page and a list of what goes wrong in it: requests that would have left the machine,
+    Yields the page and a list of what goes wrong in it: requests that would have left the book,
     and errors on the console.
     """
     faults: list[str] = []
@@ -67,12 +70,12 @@ def opened(running: Browser, name: str, **context: object) -> Iterator[tuple[Pag
         if "THEBE_JS_URL" not in text:  # sphinx-thebe defines it twice, which does no harm
             faults.append(f"console: {text}")
 
-    session = running.new_context(**context)
-    session.route(lambda url: not url.startswith(("file:", "data:", "blob:")), refuse)
+    session = running.new_context(reduced_motion="reduce", **context)
+    session.route(lambda url: not url.startswith((f"{site}/", "data:", "blob:")), refuse)
     page = session.new_page()
     page.on("pageerror", lambda error: note(str(error)))
     page.on("console", lambda message: note(message.text) if message.type == "error" else None)
-    page.goto((HTML / f"{name}.html").as_uri(), wait_until="load")
+    page.goto(f"{site}/{name}.html", wait_until="load")
     yield page, faults
     session.close()
 
@@ -96,11 +99,12 @@ def main() -> int:
     with browser(path) as running:
         for name in pages():
             with opened(running, name) as (page, _):
+                paint = page.evaluate("performance.getEntriesByName('first-paint')[0].startTime")
                 for view in VIEWS:
                     show(page, view)
                     file = folder / f"{name.replace('/', '-')}-{view}.png"
                     page.screenshot(path=file, full_page=True)
-            print(name, flush=True)
+            print(f"{name}: first paint after {paint:.0f} ms", flush=True)
     print(f"The pictures are in {folder}")
     return 0
 

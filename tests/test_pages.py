@@ -63,17 +63,25 @@ def test_chapters_open_in_one_order(chapter: str):
 def test_every_notebook_breaks_something_and_says_what_it_costs():
     for notebook in notebooks():
         sections = list(notebook.called("Break it"))
-        assert any(mistakes.damage(section) for section in sections), notebook.name
+        assert any(mistakes.measured(section) for section in sections), notebook.name
         for section in sections:
-            assert len(mistakes.story(section)) > 40, (notebook.name, section.title)
+            told = mistakes.story(section)
+            assert len(told[0]) > 40 and not told[0].startswith("```"), (
+                notebook.name,
+                section.title,
+            )
 
 
-def test_a_mistake_is_told_by_its_first_paragraph_and_its_measured_lines():
-    text = "\n\n### Two slips\n\nSee [there](x.ipynb).\n\nMore.\n\n"
-    section = Section("Break it: the trap", "", text, ["lost 1 ± 2\n", "no number\n"])
+def test_a_mistake_is_told_by_its_first_paragraph_and_what_leads_to_a_measured_line():
+    one = "\n\n### Two slips\n\nSee [there](x.ipynb).\n\nMore.\n\n"
+    two = f"{one}\n\n**And** so.\n\n"
+    printed = [(one, "lost 1 ± 2\n"), (two, "no number\n"), (two, "3 of 4\n"), (two, "5 ± 1\n")]
+    section = Section("Break it: the trap", "", f"{two}\n\nThe end.", printed)
     assert mistakes.name(section) == "The trap"
-    assert mistakes.story(section) == "**Two slips.** See there."
-    assert mistakes.damage(section) == ["lost 1 ± 2"]
+    lines = ["```text\nlost 1 ± 2\n```", "```text\n3 of 4\n```", "```text\n5 ± 1\n```"]
+    told = ["**Two slips.** See there.", "More.", lines[0], "**And** so.", *lines[1:]]
+    assert mistakes.story(section) == told
+    assert mistakes.story(Section("Break it", "", "Each of:\n\n- this")) == []
     assert mistakes.name(Section("Break it", "", "\n**A slip.** It")) == "A slip"
 
 

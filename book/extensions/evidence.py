@@ -63,6 +63,15 @@ def measured(record: Record) -> str:
     )
 
 
+def verdict_line(record: Record) -> str:
+    """The line that the notebook printed, with a word for the conditions after the first."""
+    contrary = [name for name, e in record.get("unless", {}).items() if e["low"] <= 0]
+    if record.get("verdict") != "holds when" or not contrary:
+        return record["line"]
+    first = min(contrary, key=record["line"].index)
+    return record["line"].replace(f"; {first}", f". Does not hold: {first}", 1)
+
+
 class Evidence(Made):
     required_arguments = 1
     optional_arguments = 0
@@ -83,7 +92,9 @@ class Evidence(Made):
                 continue
             statement = plain(claim["statement"])
             effect = f" ({plain(claim['effect'])})" if "effect" in claim else ""
-            line = found[claim["id"]][1]["line"] if claim["id"] in found else "not measured yet"
+            line = (
+                verdict_line(found[claim["id"]][1]) if claim["id"] in found else "not measured yet"
+            )
             where = f"{{ref}}`The evidence <evidence-{claim['id'].lower()}>`"
             lines.append(f"{statement}{effect}.\n: {plain(line)}. {where}.\n")
         return "\n".join(lines)

@@ -19,16 +19,29 @@ def name(section: Section) -> str:
     return title[0].upper() + title[1:]
 
 
-def story(section: Section) -> str:
-    """The first paragraph, with a heading before it in bold, and without links."""
-    text = re.sub(r"^\s*###+ (.+)\n+", r"**\1.** ", section.prose)
+def paragraphs(prose: str) -> list[str]:
+    """Those of a text, each with the heading before it in bold, and without links."""
+    text = re.sub(r"(?m)^###+ (.+)\n+", r"**\1.** ", prose)
     text = re.sub(r"(?<!!)\[([^\]]+)\]\([^)]*\)", r"\1", text)
-    return text.strip().split("\n\n")[0]
+    return re.split(r"\n\n+", text.strip())
 
 
-def damage(section: Section) -> list[str]:
-    """The printed lines that hold a measured number or a count of a whole, as they stand."""
-    return [text.strip("\n") for text in section.printed if re.search(r"±|\d of \d", text)]
+def measured(section: Section) -> list[tuple[str, str]]:
+    """What it printed that holds a measured number or a count of a whole, and the prose before."""
+    return [(said, text) for said, text in section.printed if re.search(r"±|\d of \d", text)]
+
+
+def story(section: Section) -> list[str]:
+    """The first paragraph, and what was measured, each time after the paragraph that leads to it.
+
+    A first paragraph that ends in a colon is left out: what it announces does not follow here.
+    """
+    parts = [part for part in paragraphs(section.prose)[:1] if not part.endswith(":")]
+    for said, text in measured(section):
+        lead = paragraphs(said)[-1]
+        parts += [lead] if lead not in parts else []
+        parts.append("```text\n" + text.strip("\n") + "\n```")
+    return parts
 
 
 class Mistakes(Made):
@@ -40,11 +53,11 @@ class Mistakes(Made):
             for section in notebook.called("break it"):
                 link = f"{{ref}}`{name(section)} <{section.label}>`"
                 if "short" in self.options:
-                    parts.append(f"- {link}\n")
-                    continue
-                parts.append(f"**{link}**, in {notebook.link}\n\n{story(section)}\n\n")
-                parts += [f"```text\n{text}\n```\n\n" for text in damage(section)]
-        return "".join(parts)
+                    parts.append(f"- {link}")
+                else:
+                    parts.append(f"{{.mistake}}\n**{link}**, in {notebook.link}")
+                    parts += story(section)
+        return "\n\n".join(parts)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

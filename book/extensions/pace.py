@@ -12,9 +12,8 @@ def minutes_to_read(notebook: Notebook) -> int:
     return int(stated[1]) if stated else 0
 
 
-def row(what: str, minutes: int, seconds: int, bar: str = "") -> str:
-    run = f"{seconds} s" if bar else f"{round(seconds / 60)} min"
-    return f"| {what} | {minutes} min | {run} {bar} |\n"
+def row(what: str, minutes: int, run: str, bar: str = "") -> str:
+    return f"| {what} | {minutes}\u00a0min | {run} | {bar} |\n"
 
 
 class Pace(Made):
@@ -22,12 +21,15 @@ class Pace(Made):
         found = notebooks(chapter)
         if not found:
             return ""
-        lines = ["| notebook | to read | to run |\n| --- | ---: | :--- |\n"]
+        lines = [
+            "| notebook | to read | to run | of three minutes |\n| --- | ---: | ---: | --- |\n"
+        ]
         for notebook in found:
             bar = f'<span class="bar" style="--seconds: {notebook.seconds}"></span>'
-            lines.append(row(notebook.link, minutes_to_read(notebook), notebook.seconds, bar))
-        total = sum(map(minutes_to_read, found)), sum(notebook.seconds for notebook in found)
-        return "".join(lines) + row("**together**", *total)
+            run = f"{notebook.seconds}\u00a0s"
+            lines.append(row(notebook.link, minutes_to_read(notebook), run, bar))
+        read, run = sum(map(minutes_to_read, found)), sum(notebook.seconds for notebook in found)
+        return "".join(lines) + row("**together**", read, f"{round(run / 60)}\u00a0min")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

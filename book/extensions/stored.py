@@ -25,7 +25,7 @@ class Section:
     title: str
     label: str  # what `{ref}` calls it, see anchors.py
     prose: str = ""
-    printed: list[str] = field(default_factory=list)
+    printed: list[tuple[str, str]] = field(default_factory=list)  # the prose so far, the text
 
 
 @dataclass
@@ -68,7 +68,8 @@ def read(path: Path) -> Notebook:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if output.get("name") == "stdout":
-                found.sections[-1].printed.append("".join(output["text"]))
+                section = found.sections[-1]
+                section.printed.append((section.prose, "".join(output["text"])))
             if CLAIM in data:
                 record = {**data[CLAIM], "line": "".join(data["text/plain"])}
                 found.claims.setdefault(place, []).append(record)
