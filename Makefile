@@ -7,10 +7,13 @@ READY  := .venv/.ready
 FRONT  := _build/html/index.html
 BUILT  := _build/.built
 SOURCES := _config.yml _toc.yml \
-           $(shell find book notebooks mlguide -type f -not -path '*/.*' -not -name '*.pyc')
+           $(shell find book notebooks assignments/source mlguide -type f -not -path '*/.*' -not -name '*.pyc')
 
 # A notebook stays with one worker, whose kernel runs its cells in order.
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=290 -n 2 --dist loadfile
+
+GRADED := tests/test_assignments.py tests/test_grading.py
+SLOW   := $(GRADED) tests/test_site.py
 
 .DEFAULT_GOAL := help
 .PHONY: help book serve test test-lowest test-newest test-colab release refresh assignments grade \
@@ -43,13 +46,14 @@ serve: ## show the built book on this machine only
 # One thread each: small models then run faster, and two notebooks do not get in each other's way.
 test: export OMP_NUM_THREADS := 1
 test: $(READY) ## run every check, the cheap ones first
-	@echo "==> 1/7 lint";               $(BIN)/ruff check .
-	@echo "==> 2/7 format";             $(BIN)/ruff format --check .
-	@echo "==> 3/7 types";              $(BIN)/pyright
-	@echo "==> 4/7 package, project";   $(BIN)/pytest tests --ignore tests/test_site.py
-	@echo "==> 5/7 notebooks";          $(BIN)/pytest $(NBVAL) notebooks
-	@echo "==> 6/7 book";               $(MAKE) --no-print-directory book
-	@echo "==> 7/7 site";               $(BIN)/pytest -n 2 tests/test_site.py
+	@echo "==> 1/8 lint";               $(BIN)/ruff check .
+	@echo "==> 2/8 format";             $(BIN)/ruff format --check .
+	@echo "==> 3/8 types";              $(BIN)/pyright
+	@echo "==> 4/8 package, project";   $(BIN)/pytest tests $(SLOW:%=--ignore %)
+	@echo "==> 5/8 assignments";        $(BIN)/pytest -n 2 $(GRADED)
+	@echo "==> 6/8 notebooks";          $(BIN)/pytest $(NBVAL) notebooks assignments/source
+	@echo "==> 7/8 book";               $(MAKE) --no-print-directory book
+	@echo "==> 8/8 site";               $(BIN)/pytest tests/test_site.py
 	@echo "==> all passed"
 
 # Environments of their own, beside the one that the book is made with.

@@ -159,7 +159,9 @@ def main() -> int:
     """Refresh the notebooks named on the command line, or all; 1 if any of them failed."""
     parser = argparse.ArgumentParser(description=__doc__, usage="%(prog)s refresh [path ...]")
     parser.add_argument("command", choices=["refresh"])
-    parser.add_argument("paths", nargs="*", type=Path, default=[ROOT / "notebooks"])
+    parser.add_argument(
+        "paths", nargs="*", type=Path, default=[ROOT / "notebooks", ROOT / "assignments" / "source"]
+    )
     paths = find_notebooks(parser.parse_args().paths)
     failed = not paths
     if failed:
