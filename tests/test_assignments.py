@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def packed(cases: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 STUDENTS = {name: packed(cases) for name, cases in ANSWERS.items()}
 CASES = [(name, n) for name, students in STUDENTS.items() for n in range(len(students))]
-NOT_FOR_ASSIGNMENTS = {"rule_foot", "rule_head", "rule_short_cells", "rule_claims"}
+NOT_FOR_ASSIGNMENTS = {"rule_foot", "rule_head", "rule_slides", "rule_short_cells", "rule_claims"}
 
 
 def test_walls_are_there_where_it_counts():
@@ -71,14 +72,14 @@ def read(path: Path) -> NotebookNode:
     return nbformat.read(path, as_version=4)
 
 
-def between(cell: NotebookNode, what: str) -> list[str]:
-    """The lines of the regions ``### BEGIN what`` to ``### END what`` of a cell."""
-    inside, found = False, []
+def regions(cell: NotebookNode) -> dict[str, list[str]]:
+    """The lines of a cell by the region in which they stand; of ``""`` those in none."""
+    region, found = "", {"": [], "SOLUTION": [], "HIDDEN TESTS": []}
     for line in cell.source.splitlines():
-        if f"BEGIN {what}" in line or f"END {what}" in line:
-            inside = "BEGIN" in line
-        elif inside and line.strip():
-            found.append(line.strip())
+        if mark := re.search(r"(BEGIN|END) (SOLUTION|HIDDEN TESTS)", line):
+            region = mark[2] if mark[1] == "BEGIN" else ""
+        elif line.strip():
+            found[region].append(line.strip())
     return found
 
 
@@ -115,18 +116,14 @@ def test_nothing_is_given_away(name, released):
     for mark in ("BEGIN", "END"):
         for what in ("SOLUTION", "HIDDEN TESTS"):
             assert f"{mark} {what}" not in stored
-    visible = {
-        line.strip()
-        for cell in source.cells
-        for line in cell.source.splitlines()
-        if line.strip() not in between(cell, "SOLUTION") + between(cell, "HIDDEN TESTS")
-    }
+    visible = {line for cell in source.cells for line in regions(cell)[""]}
     lines = {line.strip() for line in handed_out.splitlines()}
     for cell in source.cells:
-        secrets = between(cell, "HIDDEN TESTS") + between(cell, "SOLUTION")
-        assert not (set(secrets) - visible) & lines, cell.metadata.nbgrader.grade_id
+        secrets = regions(cell)
+        secret = set(secrets["SOLUTION"] + secrets["HIDDEN TESTS"])
+        assert not (secret - visible) & lines, cell.metadata.nbgrader.grade_id
         if cell.metadata.nbgrader.grade and not cell.metadata.nbgrader.solution:
-            assert between(cell, "HIDDEN TESTS"), cell.metadata.nbgrader.grade_id
+            assert secrets["HIDDEN TESTS"], cell.metadata.nbgrader.grade_id
     assert released[name].parent.name == name and len(list(released[name].parent.iterdir())) == 1
 
 

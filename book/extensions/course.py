@@ -88,7 +88,9 @@ def assignment(name: str) -> Assignment:
     facts = [cell["metadata"]["nbgrader"] for cell in cells]
     title = head.splitlines()[0].removeprefix("# Assignment: ").removeprefix("# ")
     minutes = int(re.search(r"about (\d+) minutes to do", head)[1])
-    return Assignment(title, minutes, [f["grade_id"] for f in facts if f["grade"]])
+    return Assignment(
+        title[0].upper() + title[1:], minutes, [f["grade_id"] for f in facts if f["grade"]]
+    )
 
 
 def of_chapter(chapter: str) -> str:
@@ -120,13 +122,13 @@ class Objectives(Made):
         if found := list(gaps(chapter, objectives)):
             raise ExtensionError("course.yml: " + "; ".join(found))
         lines = [
-            "| objective | notebook | exercises | quiz | assignment |\n" + "| --- " * 5 + "|\n"
+            "| objective | notebooks | exercises | quiz | assignment |\n" + "| --- " * 5 + "|\n"
         ]
         for each in objectives:
-            links = [f"{{doc}}`/notebooks/{chapter}/{name}`" for name in each["notebooks"]]
+            links = [f"{{doc}}`{n[0]} </notebooks/{chapter}/{n}>`" for n in each["notebooks"]]
             practice = [short(each["exercises"]), short(each["quiz"])]
             questions = ", ".join(f"`{q}`" for q in each["assignment"])
-            lines.append(f"| {each['objective']} | {'<br>'.join(links)} | "
+            lines.append(f"| {each['objective']} | {', '.join(links)} | "
                          f"{' | '.join(practice)} | {questions} |\n")  # fmt: skip
         return "".join(lines)
 
@@ -149,11 +151,11 @@ class Syllabus(Made):
     """The argument is the number of weeks."""
 
     def markdown(self, weeks: str) -> str:
-        lines = ["| week | parts | read | practise | assignment | together |\n"
+        lines = ["| week | parts | reading | practice | assignment | minutes |\n"
                  "| ---: | --- | ---: | ---: | ---: | ---: |\n"]  # fmt: skip
         for week, items in enumerate(COURSE["syllabi"][int(weeks)], 1):
             each = [sum(column) for column in zip(*map(minutes, items), strict=True)]
-            times = " | ".join(f"{n} min" if n else "" for n in [*each, sum(each)])
+            times = " | ".join(str(n) if n else "" for n in [*each, sum(each)])
             lines.append(f"| {week} | {'<br>'.join(map(part, items))} | {times} |\n")
         return "".join(lines)
 
