@@ -442,7 +442,7 @@ def test_search_finds_each_chapter(chromium: Browser, served: str, place: str):
 ON_PAPER = """() => [
   ...[...document.querySelectorAll(`.bd-sidebar, .bd-header, .bd-header-article, .prev-next-area,
     .bd-footer, .copybtn, .headerlink, .skip-link, fieldset, dialog, button`)]
-    .filter(e => e.checkVisibility({visibilityProperty: true})),
+    .filter(e => e.checkVisibility({visibilityProperty: true, opacityProperty: true})),
   ...[...document.querySelectorAll('.mlguide-frames')].filter(
     dial => [...dial.querySelectorAll('figcaption')].filter(c => c.checkVisibility()).length !== 1)
 ].map(e => e.outerHTML.slice(0, 200))"""
