@@ -44,7 +44,7 @@ home = Path(mlguide.__file__).parent
 assert home.is_relative_to(sys.prefix), f"mlguide comes from {home}"
 assert version("mlguide") == sys.argv[1], f"the wheel says {version('mlguide')}"
 for module in pkgutil.walk_packages(mlguide.__path__, "mlguide."):
-    if not module.name.startswith("mlguide.federated.flower."):  # an extra
+    if not module.name.startswith("mlguide.federated.flower"):  # an extra
         importlib.import_module(module.name)
 
 from mlguide import data, models
