@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import course
 import glossary_links
 import mistakes
 import pace
@@ -198,3 +199,51 @@ def test_links_of_a_notebook_lead_from_its_slides_into_the_book():
         moved("## Break it: `x`")
         == "## [Break it: `x`](../notebooks/choosing/1_one.html#break-it-x)"
     )
+
+
+# --- for teachers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chapter", CLAIMS)
+def test_a_gap_in_the_objectives_is_noticed(chapter: str):
+    objectives = course.COURSE["objectives"][chapter]
+    assert list(course.gaps(chapter, objectives)) == []
+    for kind in course.KINDS:
+        for number, objective in enumerate(objectives):
+            less = copy.deepcopy(objectives)
+            less[number][kind] = ["invented"]
+            found = list(course.gaps(chapter, less))
+            assert f"{chapter}: there is no {kind} 'invented'" in found
+            others = {each for other in less for each in other[kind]}
+            for missing in set(objective[kind]) - others:
+                assert f"{chapter}: no objective has {kind} {missing!r}" in found
+            less[number][kind] = []
+            assert any(f"has no {kind}" in each for each in course.gaps(chapter, less))
+
+
+def test_syllabi_hold_what_they_say():
+    everything = {nb.name for nb in notebooks()}
+    graded = {f"assignment {course.of_chapter(chapter)}" for chapter in CLAIMS}
+    for weeks, syllabus in course.COURSE["syllabi"].items():
+        items = [item for week in syllabus for item in week]
+        assert len(syllabus) == weeks and len(set(items)) == len(items)
+        assert set(items) <= everything | graded
+        assert all(sum(course.minutes(item)) >= 20 for item in items)
+    assert set(items) == everything | graded  # those of twelve weeks
+    assert graded <= {item for week in course.COURSE["syllabi"][8] for item in week}
+
+
+@pytest.mark.parametrize("chapter", CLAIMS)
+def test_quizzes_for_a_platform_hold_every_question(chapter: str):
+    text = course.gift(chapter)
+    questions = [q for nb in notebooks(chapter) for q in course.quiz(nb)]
+    folds = [s.prose.count("<summary>") for nb in notebooks(chapter) for s in nb.called("quiz")]
+    assert sum(len(q.answers) for q in questions) == sum(folds)
+    blocks = re.findall(r"::[^:]+::\[markdown\](.*?) (?<!\\)\{(.*?)\n\}", text, re.S)
+    assert len(blocks) == len(questions)
+    for (asked, answers), question in zip(blocks, questions, strict=True):
+        assert re.sub(r"\\([~=#{}:\\])", r"\1", asked) == question.text
+        signs = re.findall(r"(?m)^  ([=~])", answers)
+        assert signs == ["=" if n == question.right else "~" for n in range(len(signs))]
+        assert len(re.findall(r"(?<!\\)#", answers)) == len(signs)
+    assert course.escaped("a=b {c} ~ d: #1") == r"a\=b \{c\} \~ d\: \#1"
