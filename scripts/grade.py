@@ -25,7 +25,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from grade_one import CELL_SECONDS, CELLS
+import nbformat
+from grade_one import CELL_SECONDS, CELLS, restored, scores
 from matplotlib.figure import Figure
 
 from assignments import sources
@@ -66,17 +67,8 @@ def fingerprint(path: Path, source: Path) -> str:
 
 def empty(source: Path, note: str) -> Result:
     """The result of what could not be run at all: no points, and why."""
-    cells = json.loads(source.read_text("utf-8"))["cells"]
-    exercise, scores = "", []
-    for cell in cells:
-        text = "".join(cell["source"])
-        if cell["cell_type"] == "markdown" and text.startswith("## "):
-            exercise = text.splitlines()[0].removeprefix("## ")
-        graded = cell["metadata"].get("nbgrader", {})
-        if graded.get("grade"):
-            scores.append({"cell": graded["grade_id"], "exercise": exercise, "points": 0,
-                           "out_of": graded["points"], "message": "not run"})  # fmt: skip
-    return {"scores": scores, "answers": {}, "notes": [note]}
+    notebook, _ = restored(nbformat.v4.new_notebook(), nbformat.read(source, as_version=4))
+    return {**scores(notebook, []), "notes": [note]}
 
 
 def grade_apart(path: Path, source: Path, trusted: bool) -> Result:
