@@ -53,7 +53,7 @@ test: $(READY) ## run every check, the cheap ones first
 	@echo "==> 5/8 assignments";        $(BIN)/pytest -n 2 $(GRADED)
 	@echo "==> 6/8 notebooks";          $(BIN)/pytest $(NBVAL) notebooks assignments/source
 	@echo "==> 7/8 book";               $(MAKE) --no-print-directory book
-	@echo "==> 8/8 site";               $(BIN)/pytest tests/test_site.py
+	@echo "==> 8/8 site";               $(BIN)/pytest -n 2 tests/test_site.py
 	@echo "==> all passed"
 
 # Environments of their own, beside the one that the book is made with.
