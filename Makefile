@@ -49,7 +49,7 @@ test: $(READY) ## run every check, the cheap ones first
 	@echo "==> 1/8 lint";               $(BIN)/ruff check .
 	@echo "==> 2/8 format";             $(BIN)/ruff format --check .
 	@echo "==> 3/8 types";              $(BIN)/pyright
-	@echo "==> 4/8 package, project";   $(BIN)/pytest tests $(SLOW:%=--ignore %)
+	@echo "==> 4/8 package, project";   $(BIN)/pytest -n 2 --dist loadfile tests $(SLOW:%=--ignore %)
 	@echo "==> 5/8 assignments";        $(BIN)/pytest -n 2 $(GRADED)
 	@echo "==> 6/8 notebooks";          $(BIN)/pytest $(NBVAL) notebooks assignments/source
 	@echo "==> 7/8 book";               $(MAKE) --no-print-directory book

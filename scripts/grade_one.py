@@ -29,8 +29,8 @@ from nbgrader.utils import compute_checksum, is_grade, is_solution
 
 import mlguide
 
-CELL_SECONDS = 60
-CELLS = 4  # as many cells may take all of that time
+CELL_SECONDS = 120
+CELLS = 3  # as many cells may take all of that time
 MOST_BYTES = 1_000_000  # of output that is kept, and ten times that of a submission
 MEMORY, FILE, PROCESSES = 8 << 30, 100 << 20, 128
 # Run before each graded cell, and each must fail: if one passes, the tests have been disarmed.
@@ -190,7 +190,7 @@ def grade(
     Args:
         submission, source: the student's notebook, and the one with solutions and hidden tests.
         trusted: run it without walls.
-        seconds: what one cell may take; all of them together may take four times that.
+        seconds: what one cell may take; all of them together may take three times that.
 
     Returns:
         ``scores``: for each graded cell its name, exercise, points (None: by hand), ``out_of``,
