@@ -12,10 +12,10 @@ from stored import Made, Section, notebooks
 
 
 def name(section: Section) -> str:
-    """What follows 'Break it: ' in the title, or the words in bold that the section begins with."""
+    """What follows 'Break it: ' in the title, or the heading or bold words that follow it."""
     _, _, title = section.title.partition(": ")
-    bold = re.match(r"\s*\*\*(.+?)[.:]?\*\*", section.prose)
-    title = title or (bold[1] if bold else section.title)
+    first = re.match(r"\s*(?:\*\*|###+ )(.+?)[.:]?(?:\*\*|\n)", section.prose)
+    title = title or (first[1] if first else section.title)
     return title[0].upper() + title[1:]
 
 
