@@ -62,7 +62,7 @@ def test_conda_takes_everything_from_the_package():
         names += [] if isinstance(entry, dict) else [entry.split("=")[0]]
         pip += entry["pip"] if isinstance(entry, dict) else []
     pip = [line for line in pip if not line.startswith("--")]  # options
-    assert (names, pip) == (["python", "pip"], ["-e ."])
+    assert (names, pip) == (["python", "pip"], ["-e .[flower]"])
 
 
 def requirements(name: str, extras: set[str]) -> dict[str, list[Requirement]]:
