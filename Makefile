@@ -94,6 +94,7 @@ assignments: $(READY) ## make the student versions in assignments/release
 	$(BIN)/python scripts/assignments.py
 
 grade: $(READY) ## grade SUBMISSIONS=folder, which holds a folder for each student
+	$(if $(SUBMISSIONS),,$(error say which: make grade SUBMISSIONS=folder))
 	@$(BIN)/python scripts/grade.py "$(SUBMISSIONS)" $(if $(TRUSTED),--trusted)
 
 bench: $(READY) ## print the speed ratios that the text speaks of

@@ -17,6 +17,8 @@ import html
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from grade_one import CELL_SECONDS, CELLS, restored, scores
+from grade_one import CELL_SECONDS, CELLS, NO_WALLS, restored, scores
 from matplotlib.figure import Figure
 
 from assignments import sources
@@ -56,13 +58,18 @@ def find(submissions: Path) -> tuple[list[tuple[str, str, Path]], list[str]]:
             odd.append(f"{inside}: a second {assignment} of {student}; the first was taken")
         else:
             found[student, assignment] = path
+    seen = {student for student, _ in found}
+    odd += [f"{folder.name}: holds no notebook that can be graded"
+            for folder in sorted(submissions.iterdir())
+            if folder.is_dir() and folder.name not in seen]  # fmt: skip
     return [(*who, path) for who, path in found.items()], odd
 
 
-def fingerprint(path: Path, source: Path) -> str:
+def fingerprint(path: Path, source: Path, trusted: bool) -> str:
     """Changes when the submission, the assignment or the grading does."""
     files = (path, source, Path(__file__), Path(__file__).with_name("grade_one.py"))
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+    parts = [bytes([trusted]), *(file.read_bytes() for file in files)]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
 def empty(source: Path, note: str) -> Result:
@@ -81,10 +88,11 @@ def grade_apart(path: Path, source: Path, trusted: bool) -> Result:
             capture_output=True, text=True, timeout=(CELLS + 2) * CELL_SECONDS, check=False,
         )  # fmt: skip
         said = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        result = json.loads(done.stdout) if done.returncode == 0 else empty(source, said[0])
+        ran = done.returncode == 0
+        result = json.loads(done.stdout) if ran else empty(source, said[0])
     except subprocess.TimeoutExpired:
-        result = empty(source, "it could not be graded in time")
-    return result | {"seconds": round(time.perf_counter() - began, 1)}
+        ran, result = False, empty(source, "it could not be graded in time")
+    return result | {"ran": ran, "seconds": round(time.perf_counter() - began, 1)}
 
 
 def grade_all(submissions: Path, out: Path, trusted: bool) -> dict[str, dict[str, Result]]:
@@ -97,7 +105,7 @@ def grade_all(submissions: Path, out: Path, trusted: bool) -> dict[str, dict[str
     with ThreadPoolExecutor(WORKERS) as pool:
         for student, assignment, path in found:
             source, kept = sources()[assignment], out / "results" / student / f"{assignment}.json"
-            print_of = fingerprint(path, source)
+            print_of = fingerprint(path, source, trusted)
             if kept.is_file() and (old := json.loads(kept.read_text("utf-8")))["of"] == print_of:
                 results.setdefault(assignment, {})[student] = old
                 continue
@@ -105,16 +113,26 @@ def grade_all(submissions: Path, out: Path, trusted: bool) -> dict[str, dict[str
             waiting[job] = (student, assignment, kept, print_of)
         if results:
             print(sum(map(len, results.values())), "graded before and unchanged")
-        for number, job in enumerate(as_completed(waiting), 1):
+        for number, job in enumerate(in_turn(pool, waiting), 1):
             student, assignment, kept, print_of = waiting[job]
             result = job.result() | {"of": print_of}
-            write(kept, json.dumps(result, indent=1))
+            if result["ran"]:  # another time it may
+                write(kept, json.dumps(result, indent=1))
             results.setdefault(assignment, {})[student] = result
             points, out_of, hand = total(result)
             print(f"[{number}/{len(waiting)}] {student}, {assignment}: {points:g} of {out_of:g}",
                   f"({hand:g} more by hand), {result['seconds']} s", *result["notes"],
                   sep="; " if result["notes"] else " ", flush=True)  # fmt: skip
     return results
+
+
+def in_turn(pool: ThreadPoolExecutor, jobs: Any) -> Iterator[Any]:
+    """Jobs as they end; what has not begun when Ctrl-C is pressed never begins."""
+    try:
+        yield from as_completed(jobs)
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def write(path: Path, text: str) -> None:
@@ -136,30 +154,57 @@ def by_hand(out: Path, results: dict[str, dict[str, Result]]) -> None:
     """Take points and comments from ``by_hand.csv`` into the results, and write it anew.
 
     Raises:
-        ValueError: if points in it are no number from 0 to ``out_of``; nothing is written then.
+        ValueError: if points in it are no number from 0 to ``out_of``, or a column is missing;
+            nothing is written then.
     """
     path = out / "by_hand.csv"
     given: dict[tuple[str, ...], dict[str, str]] = {}
     if path.is_file():
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            given = {
-                (r["assignment"], r["question"], r["student"]): r for r in csv.DictReader(file)
-            }
+        given = {tuple(r[c] or "" for c in BY_HAND[:3]): r for r in read_by_hand(path)}
     rows = []
     for assignment, students in sorted(results.items()):
         for student, result in sorted(students.items()):
             for score in result["scores"]:
                 if score["points"] is not None:
                     continue
-                row = given.get((assignment, score["cell"], student), {})
-                points = row.get("points") or ""
+                row = given.pop((assignment, score["cell"], plain(student)), {})
+                points, answer = row.get("points") or "", plain(result["answers"][score["cell"]])
+                if points and letters(row["answer"]) != letters(answer):
+                    print(f"by_hand.csv: the answer of {student} to {score['cell']} is a new one")
+                    points = ""
                 if points:
                     score["points"] = number(points, score["out_of"], f"{student}, {score['cell']}")
                 score["message"] = row.get("comment") or ""
-                answer = result["answers"].get(score["cell"], "")
-                rows.append([assignment, score["cell"], student, score["out_of"], points,
-                             score["message"], plain(answer)])  # fmt: skip
-    write(path, table([BY_HAND, *sorted(rows)]))
+                rows.append([assignment, score["cell"], plain(student), score["out_of"], points,
+                             score["message"], answer])  # fmt: skip
+    for row in given.values():  # somebody's work: never thrown away
+        if row["points"] or row["comment"]:
+            print("by_hand.csv: kept, fits no answer:", *(row[c] for c in BY_HAND[:3]))
+            rows.append([row[c] or "" for c in BY_HAND])
+    write(path, "\ufeff" + table([BY_HAND, *sorted(rows, key=lambda r: r[:3])]))
+
+
+def read_by_hand(path: Path) -> list[dict[str, str]]:
+    """The rows, in whatever letters and with whatever delimiter a spreadsheet saved them.
+
+    Raises:
+        ValueError: if a column is missing.
+    """
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("cp1252", errors="replace")
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    if missing := [c for c in BY_HAND if c not in (reader.fieldnames or ())]:
+        raise ValueError(f"by_hand.csv has lost its columns {', '.join(missing)}")
+    return list(reader)
+
+
+def letters(text: str | None) -> str:
+    """What no spreadsheet changes when it saves a text."""
+    return re.sub(r"[^A-Za-z0-9]", "", text or "")
 
 
 def number(text: str, most: float, where: str) -> float:
@@ -208,16 +253,18 @@ def picture(assignment: str, students: dict[str, Result]) -> Figure:
     results = list(students.values())
     totals = [total(result)[0] for result in results]
     most = int(total(results[0])[1])
+    waiting = {s["exercise"] for r in results for s in r["scores"] if s["points"] is None}
     shares = {
-        name: sum(by_exercise(result)[name][0] for result in results) / len(results) / out_of
+        name.split(":")[0]: sum(by_exercise(r)[name][0] for r in results) / len(results) / out_of
         for name, (_, out_of) in by_exercise(results[0]).items()
+        if name not in waiting
     }
     shares = dict(sorted(shares.items(), key=lambda item: -item[1]))
     with look.sheet(3.2) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(2, 3))
         left.hist(totals, bins=[x - 0.5 for x in range(most + 2)], color=look.NEUTRAL.colour)
-        left.set_xlabel(f"points of {most}, {len(results)} submissions of {assignment}")
-        left.set_ylabel("submissions")
+        left.set_xlabel(f"points of {most}")
+        left.set_ylabel(f"of {len(results)} submissions")
         left.yaxis.get_major_locator().set_params(integer=True)
         right.barh(list(shares), list(shares.values()), color=look.NEUTRAL.colour)
         right.set_xlim(0, 1)
@@ -234,6 +281,7 @@ body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 46rem }}
 body {{ margin: 2rem auto; padding: 0 1rem }}
 h2 {{ font-size: 1.1rem; margin: 1.6rem 0 .2rem }}
 p, ul {{ margin: .3rem 0 }}
+body {{ overflow-wrap: anywhere }}
 pre {{ white-space: pre-wrap; border-left: 3px solid; padding-left: .8rem }}
 </style></head><body>
 <h1>{title}</h1>
@@ -248,7 +296,8 @@ def feedback(student: str, assignment: str, result: Result) -> str:
     points, out_of, hand = total(result)
     body = [f"<ul>{''.join(f'<li>{html.escape(note)}</li>' for note in result['notes'])}</ul>"]
     for exercise, (got, most) in by_exercise(result).items():
-        body.append(f"<h2>{html.escape(exercise)}: {got:g} of {most:g}</h2><ul>")
+        title = re.sub(r" \([^()]*points?[^()]*\)$", "", exercise)
+        body.append(f"<h2>{html.escape(title)}: {got:g} of {most:g}</h2><ul>")
         for score in result["scores"]:
             if score["exercise"] == exercise:
                 body.append(f"<li>{''.join(feedback_lines(score, result['answers']))}</li>")
@@ -260,9 +309,10 @@ def feedback(student: str, assignment: str, result: Result) -> str:
 
 
 def feedback_lines(score: dict[str, Any], answers: dict[str, str]) -> Iterator[str]:
-    sign = "✓" if score["points"] == score["out_of"] else "…" if score["points"] is None else "✗"
-    points = "waits" if score["points"] is None else f"{score['points']:g}"
-    yield f"{sign} <code>{html.escape(score['cell'])}</code>, {points} of {score['out_of']:g}. "
+    points, out_of = score["points"], score["out_of"]
+    sign = "…" if points is None else "✓" if points == out_of else "◐" if points else "✗"
+    given = "waits for a person, " if points is None else f"{points:g} of "
+    yield f"{sign} <code>{html.escape(score['cell'])}</code>, {given}{out_of:g}. "
     yield html.escape(score["message"])
     if score["cell"] in answers:
         yield f"<pre>{html.escape(answers[score['cell']])}</pre>"
@@ -276,9 +326,16 @@ def main() -> int:
     if not args.submissions.is_dir():
         print(f"SUBMISSIONS must be a folder, got {str(args.submissions)!r}", file=sys.stderr)
         return 2
+    if not args.trusted and not shutil.which("bwrap"):
+        print(NO_WALLS, file=sys.stderr)
+        return 2
     submissions = args.submissions.resolve()
     out = submissions.with_name(submissions.name + "-graded")
-    results = grade_all(submissions, out, args.trusted)
+    try:
+        results = grade_all(submissions, out, args.trusted)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     if not results:
         print("nothing to grade: SUBMISSIONS/<student>/<assignment>.ipynb is expected")
         return 1

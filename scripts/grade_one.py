@@ -33,12 +33,19 @@ CELL_SECONDS = 120
 CELLS = 3  # as many cells may take all of that time
 MOST_BYTES = 1_000_000  # of output that is kept, and ten times that of a submission
 MEMORY, FILE, PROCESSES = 8 << 30, 100 << 20, 128
+NO_WALLS = (
+    "bubblewrap is needed to run a stranger's code behind walls (Debian, Ubuntu: apt "
+    "install bubblewrap). For notebooks that you trust: make grade TRUSTED=1"
+)
+# What an honest answer has no use for; said to the teacher, who may have a look.
+ODD = ("get_ipython", "_getframe", "settrace", "setprofile", "ctypes", "ipykernel", "linecache",
+       "currentframe", "gc.get_", "__builtins__", "builtins")  # fmt: skip
 # Run before each graded cell, and each must fail: if one passes, the tests have been disarmed.
-CANARIES = (
+CANARIES = tuple(f"### BEGIN HIDDEN TESTS\n{test}\n### END HIDDEN TESTS" for test in (
     "import math, torch\nassert torch.equal(torch.zeros(2), torch.ones(2)) or isinstance(0.0, str)"
     " or torch.allclose(torch.zeros(2), torch.ones(2)) or math.isclose(0.0, 1.0)",
     "import torch\ntorch.testing.assert_close(torch.zeros(2), torch.ones(2))",
-)
+))  # fmt: skip
 
 
 def walls(work: Path, sockets: Path) -> list[str]:
@@ -48,10 +55,7 @@ def walls(work: Path, sockets: Path) -> list[str]:
         FileNotFoundError: if bubblewrap is not installed.
     """
     if not shutil.which("bwrap"):
-        raise FileNotFoundError(
-            "bubblewrap is needed to run a stranger's code behind walls (Debian, Ubuntu: apt "
-            "install bubblewrap). For notebooks that you trust: make grade TRUSTED=1"
-        )
+        raise FileNotFoundError(NO_WALLS)
     system = ["/usr", "/etc/ld.so.cache", "/etc/alternatives", "/etc/fonts", "/etc/localtime"]
     python = [p for p in {sys.prefix, sys.base_prefix} if not p.startswith("/usr/")]
     package = Path(mlguide.__file__).parent
@@ -207,6 +211,8 @@ def grade(
         nbformat.validate(theirs)
     except Exception as error:
         raise ValueError(f"the file is not a notebook: {str(error)[:200]}") from None
+    for cell in theirs.cells:  # Windows' line ends are no change
+        cell.source = cell.source.replace("\r\n", "\n")
     notes = changed(theirs)
     notebook, missing = restored(theirs, nbformat.read(source, as_version=4))
     with_canaries(notebook)
@@ -232,6 +238,10 @@ def grade(
         Path(spec, "kernel.json").write_text(json.dumps(kernel), "utf-8")
         notes += missing + Graded(notebook, manager, work, seconds).run()
     notes += stopped_by_themselves(notebook)
+    answers = "\n".join(cell.source for cell in notebook.cells if is_solution(cell))
+    answers += "\n".join(c.source for c in theirs.cells if "nbgrader" not in c.metadata)
+    if odd := [name for name in ODD if name in answers]:
+        notes.append(f"for the teacher to look at: the answers speak of {', '.join(odd)}")
     return {**scores(notebook, notes), "notes": notes}
 
 
@@ -248,7 +258,7 @@ def with_canaries(notebook: NotebookNode) -> None:
 def stopped_by_themselves(notebook: NotebookNode) -> list[str]:
     """A line for each of the student's own cells that ended in an error."""
     return [
-        f"your cell beginning {cell.source.strip()[:40]!r} ended in {kind}: {value[:200]}"
+        f"the cell beginning {cell.source.strip()[:40]!r} ended in {kind}: {value[:200]}"
         for cell in notebook.cells
         if not is_grade(cell) and cell.metadata.get("unanswered") is not True
         for kind, value in [cell.metadata.get("outcome", ("ok", ""))]
@@ -277,10 +287,22 @@ def scores(notebook: NotebookNode, notes: list[str]) -> dict[str, Any]:
         else:
             score["points"] = out_of if kind == "ok" and not disarmed else 0
             message = value if kind == "AssertionError" else f"{kind}: {value}".strip(": ")
-            score["message"] = "" if kind == "ok" else message[:500]
+            score["message"] = "" if kind == "ok" else unsecret(message[:500], notebook)
             score["hidden"] = line_of_failure(cell) > first_hidden_line(cell)
         found.append(score)
     return {"scores": found, "answers": answers}
+
+
+def unsecret(message: str, notebook: NotebookNode) -> str:
+    """The message, unless an answer has made it show the code of a hidden test."""
+    hidden = "\n".join(
+        text
+        for cell in notebook.cells
+        for text in re.findall(r"BEGIN HIDDEN TESTS\n(.*?)\n### END", cell.source, re.S)
+    )
+    lines = [line.strip() for line in hidden.splitlines() if len(line.strip()) > 12]
+    shown = any(line in message for line in lines)
+    return "the message is not shown: it held the code of a hidden test" if shown else message
 
 
 def line_of_failure(cell: NotebookNode) -> int:

@@ -154,10 +154,28 @@ def test_disarmed_tests_give_no_points(course, tmp_path):
         "torch.equal = lambda a, b: True",
         "import ast\nclass Off(ast.NodeTransformer):\n    def visit_Assert(self, node):\n"
         "        return ast.Pass()\nget_ipython().ast_transformers.append(Off())",
+        "get_ipython().input_transformers_cleanup.append(\n"
+        "    lambda lines: ['pass'] if any('HIDDEN TESTS' in x for x in lines) else lines)",
     ):
         path = submission(course, tmp_path / "a.ipynb", f"{trick}\n{RIGHT}")
         points, notes, _ = graded(course, path)
         assert points == {"doubled": 0, "hidden-only": 0, "why": 0} and "disarmed" in notes
+
+
+def test_the_code_of_hidden_tests_does_not_come_back(course, tmp_path):
+    answer = "def double(x):\n    raise AssertionError(get_ipython().user_ns['In'][-1][-90:])"
+    _, notes, result = graded(course, submission(course, tmp_path / "a.ipynb", answer))
+    assert "double(3)" not in json.dumps(result["scores"]) and "double(3)" not in notes
+    assert "look at: the answers speak of get_ipython" in notes
+
+
+def test_windows_line_ends_are_no_change(course, tmp_path):
+    path = submission(course, tmp_path / "a.ipynb")
+    nb = nbformat.read(path, as_version=4)
+    for each in nb.cells:
+        each.source = each.source.replace("\n", "\r\n")
+    nbformat.write(nb, path)
+    assert graded(course, path)[:2] == ({"doubled": 2, "hidden-only": 1, "why": 0}, "")
 
 
 def test_own_cells_are_kept_where_they_stood(course, tmp_path):
@@ -192,7 +210,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -206,6 +224,7 @@ def test_a_folder_of_submissions(course, tmp_path, monkeypatch, capsys):
     assert run(folder, monkeypatch) == 0
     said = capsys.readouterr().out
     assert "Cyd/doubling (1).ipynb: is called as none" in said and "[3/3]" in said
+    assert "Cyd: holds no notebook that can be graded" in said
     table = {row["student"]: row for row in rows(out / "doubling.csv")}
     exercise = "Exercise 1: double (3 points)"
     assert {k: (r["points"], r["waiting"], r[exercise]) for k, r in table.items()} == {
@@ -221,29 +240,41 @@ def test_a_folder_of_submissions(course, tmp_path, monkeypatch, capsys):
     # points by hand go into the scores, and nothing is graded twice
     hand = rows(out / "by_hand.csv")
     assert [(r["student"], r["answer"]) for r in hand] == [("Ada", "'=1+1 <b>bold</b>")]
-    for points, code in (("3", 1), ("1.5", 0)):
-        hand[0] |= {"points": points, "comment": "half of it"}
-        with (out / "by_hand.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, grade.BY_HAND)
+    for points, code in (("3", 1), ("1,5", 0)):  # saved as by a spreadsheet in Germany
+        hand[0] |= {"points": points, "comment": "die Hälfte"}
+        with (out / "by_hand.csv").open("w", newline="", encoding="cp1252") as file:
+            writer = csv.DictWriter(file, grade.BY_HAND, delimiter=";")
             writer.writeheader()
             writer.writerows(hand)
         assert run(folder, monkeypatch) == code
     said = capsys.readouterr()
     assert "must be from 0 to 2, got '3'" in said.err
-    assert "3 graded before and unchanged" in said.out and "[1/" not in said.out
+    assert "2 graded before and unchanged" in said.out and "[1/1] Dan" in said.out
     assert rows(out / "doubling.csv")[0]["points"] == "4.5"
-    assert "half of it" in (out / "feedback" / "Ada" / "doubling.html").read_text("utf-8")
+    assert "die Hälfte" in (out / "feedback" / "Ada" / "doubling.html").read_text("utf-8")
 
-    # a changed submission is graded again, alone
+    # a changed submission is graded again; points for another answer are not kept, nor any lost
+    shutil.rmtree(folder / "Dan")
     submission(course, folder / "Bob" / "sub" / "doubling.ipynb")
     assert run(folder, monkeypatch) == 0
     assert "[1/1] Bob" in capsys.readouterr().out
+    (folder / "Ada").rename(tmp_path / "away")
+    assert run(folder, monkeypatch) == 0
+    assert "kept, fits no answer: doubling why Ada" in capsys.readouterr().out
+    submission(course, folder / "Ada" / "doubling.ipynb", words="Another answer.")
+    assert run(folder, monkeypatch) == 0
+    assert "the answer of Ada to why is a new one" in capsys.readouterr().out
+    assert rows(out / "doubling.csv")[0]["points"] == "3"
 
 
 def test_nothing_to_grade(tmp_path, monkeypatch, capsys):
     assert run(tmp_path, monkeypatch) == 1
     assert run(tmp_path / "none", monkeypatch) == 2
     assert "must be a folder" in capsys.readouterr().err
+    monkeypatch.setattr(grade.shutil, "which", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["grade.py", str(tmp_path)])
+    assert grade.main() == 2
+    assert "bubblewrap is needed" in capsys.readouterr().err
 
 
 def test_a_grading_that_hangs_is_ended(course, tmp_path, monkeypatch):

@@ -162,7 +162,8 @@ class Syllabus(Made):
 
 def part(item: str) -> str:
     if item.startswith("assignment "):
-        return f"Assignment: {assignment(item.split()[-1]).title}"
+        name = item.split()[-1]
+        return f"Assignment `{name}`: {assignment(name).title}"
     return f"{{doc}}`/notebooks/{item}`"
 
 
