@@ -133,6 +133,8 @@ def test_cost_ratios_stand_where_they_are_and_say_so():
     axes = figures.cost_ratios(ratios, to="shared").axes[0]
     lines = [line for line in axes.lines if len(line.get_xdata()) == 2]
     assert [list(line.get_xdata()) for line in lines] == [[1, 1], [3.0, 2.5], [1.0, 2]]
+    start, end = lines[0].get_ydata()  # along all rows, and no further
+    assert start < 0 and 1 < end <= axes.get_ylim()[0]
     near = {name: {"weights": 1.0, "time": 2.0} for name in ("one network", "another network")}
     crowd = figures.cost_ratios(near, to="a network like these").axes[0]
     crowd.figure.draw_without_rendering()
@@ -223,15 +225,17 @@ def test_gauges_stand_under_the_picture_and_write_the_numbers_of_their_place():
     with sheet(2.0) as picture:
         picture.set_layout_engine("none")
         picture.add_axes((0, 0, 1, 1))
-    scores, costs = {"accuracy": RESULTS["pixels"]}, {"weights": [5, 1234, 20, 30]}
+    scores = {"accuracy": RESULTS["pixels"]}
+    costs = {"weights": [5, 1234, 20, 30], "seconds": [1, 10, 3, 4]}
     figures.gauges(picture, 1, scores, costs, height=4.0)
-    above, left, right = picture.axes
+    above, left, right, last = picture.axes
     assert tuple(picture.get_size_inches()) == pytest.approx((WIDTH, 4.0))
     assert above.get_position().height * picture.get_size_inches()[1] == pytest.approx(2.0)
     assert max(a.get_tightbbox().y1 for a in (left, right)) <= above.get_window_extent().y0
     mean = interval(RESULTS["pixels"][:, 1])
     assert [t.get_text() for t in left.texts] == ["accuracy", str(mean)]
     assert [t.get_text() for t in right.texts] == ["weights", "1,234"]
+    assert [t.get_text() for t in last.texts] == ["seconds", "10"]
     assert [bar.get_height() for bar in right.patches] == costs["weights"]
     standing_out = [
         bar.get_facecolor() == right.patches[1].get_facecolor() for bar in right.patches
