@@ -116,7 +116,7 @@ fleet: $(READY) ## train the wardrobe model over three separate processes, with 
 	.venv-mutate/bin/python -m pip install cosmic-ray==8.7.0
 	@touch $@
 
-mutate: $(READY) .venv-mutate/.ready ## plant faults in the package, count what its tests catch (or MODULES="mlguide.data ...")
+mutate: $(READY) .venv-mutate/.ready ## plant faults in the package, print the share that its tests catch (or MODULES=...)
 	.venv-mutate/bin/python scripts/mutate.py $(MODULES)
 
 screenshots: $(BUILT) ## picture every page of the built book, light, dark and narrow
