@@ -59,6 +59,13 @@ def test_no_two_states_share_a_colour_or_any_other_sign():
         assert one.marker != other.marker and one.symbol != other.symbol
 
 
+def test_a_level_is_a_named_line_across():
+    figure = figures.line_bands(BUDGETS, RESULTS, xlabel="x", ylabel="y", level=("chance", 0.1))
+    axes = figure.axes[0]
+    assert [0.1, 0.1] in [list(line.get_ydata()) for line in axes.lines]
+    assert {t.get_text(): t.get_position()[1] for t in axes.texts}["chance"] == 0.1
+
+
 def test_names_at_the_line_ends_do_not_overlap_and_stay_on_the_page():
     figure = figures.budget_curve(BUDGETS, RESULTS, ylim=(0, 1))
     figure.draw_without_rendering()
@@ -170,6 +177,9 @@ def test_a_map_gives_each_class_a_marker_and_its_name():
     assert before.lines[0].get_marker() != before.lines[1].get_marker()
     names = {t.get_text(): t.get_position() for t in after.texts}
     assert names == {"cat": (0, 0.5), "dog": (3, 2.5)} and not before.texts
+    figure = figures.scatter_map({"now": points}, labels, ["cat", "dog"], path=True)
+    loop = [[0, 0], [0, 2], [0, 0]]  # of the cats, and closed
+    assert loop in [line.get_xydata().tolist() for line in figure.axes[0].lines]
 
 
 def test_panels_have_one_scale_and_each_its_own_methods():
@@ -186,6 +196,8 @@ def test_panels_have_one_scale_and_each_its_own_methods():
     figure = figures.dot_panels({"near": near, "far": far}, xlabel="x", level=("chance", 0.1))
     for axes in figure.axes:
         assert [0.1, 0.1] in [list(line.get_xdata()) for line in axes.lines]
+    zero = figures.dot_panels({"near": near, "far": far}, xlabel="gain", zero=True)
+    assert all([0, 0] in [list(line.get_xdata()) for line in a.lines] for a in zero.axes)
     assert sum(t.get_text() == "chance" for axes in figure.axes for t in axes.texts) == 1
 
 
@@ -199,6 +211,7 @@ def test_panels_have_one_scale_and_each_its_own_methods():
         (lambda: figures.picture_grid(np.zeros((2, 28, 28))), r"must be \(N, 1 or 3, H, W\)"),
         (lambda: figures.picture_grid(np.zeros((2, 1, 4, 4)), ["one"]), "2 images, but 1 captions"),
         (lambda: figures.scatter_map({"a": np.zeros((2, 3))}, [0, 1], ["x", "y"]), r"\(2, 2\)"),
+        (lambda: figures.scatter_map({"a": np.zeros((2, 2))}, [0, 1], ["x"] * 99), "at most"),
     ],
 )
 def test_wrong_shapes_are_refused(call, message: str):
@@ -461,7 +474,7 @@ def test_confusion_counts_and_folds_what_is_many():
         ("8", (1, 1)),
     ]
     assert [t.get_weight() for t in axes.texts] == ["bold", "normal", "bold"]
-    many = np.eye(30) * 10
+    many = np.diag(np.arange(10.0, 40.0))  # of many right answers no mistake is made
     many[[4, 9], [9, 17]] = 3
     axes = figures.confusion(many, [f"class {i}" for i in range(30)], most=3).axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
