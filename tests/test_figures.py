@@ -336,10 +336,11 @@ def test_heat_map_says_mean_and_interval_of_each_cell_and_frames_the_best_of_a_c
 def test_pulls_keep_lengths_and_angles_and_shade_where_both_losses_fall():
     one, other = RANDOM.standard_normal((2, 500))
     step = 0.5 * one + 0.2 * other
-    axes = figures.pulls({"left": one, "right": other}, {"PCGrad": step}).axes[0]
+    steps = {"PCGrad": step, "mean": (one + other) / 2}
+    axes = figures.pulls({"left": one, "right": other}, steps).axes[0]
     arrows = [note for note in axes.texts if isinstance(note, Annotation) and not note.get_text()]
     tips = np.array([arrow.xy for arrow in arrows])
-    vectors = np.stack([one, other, step])
+    vectors = np.stack([one, other, *steps.values()])
     assert tips @ tips.T == pytest.approx(vectors @ vectors.T)
     assert tips[0, 0] < 0 < tips[1, 0] and tips[0, 1] > 0
     corners = axes.patches[0].get_xy()[1:3]  # each at a right angle to one pull, along the other

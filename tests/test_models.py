@@ -76,7 +76,11 @@ def test_a_base_trained_again_is_as_good():
 
 @pytest.mark.parametrize(
     ("name", "seed", "says"),
-    [("upright", 0, "name must be one of"), ("mnist", 10, "seed must be 0 to 9, got 10")],
+    [
+        ("upright", 0, "name must be one of"),
+        ("language", 0, "name must be one of"),  # is bundled beside the bases
+        ("mnist", 10, "seed must be 0 to 9, got 10"),
+    ],
 )
 def test_an_unknown_base_is_refused(name, seed, says):
     with pytest.raises(ValueError, match=re.escape(says)):
