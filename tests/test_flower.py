@@ -7,7 +7,7 @@ import signal
 import ssl
 import threading
 import tomllib
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from http.client import HTTPSConnection
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -190,6 +190,12 @@ def test_the_app_that_is_sent_has_a_jobs_settings():
     text = (Path(apps.__file__).parent / "wardrobe" / "pyproject.toml").read_text()
     app = tomllib.loads(text)["tool"]["flwr"]["app"]
     assert Job.of(app["config"]) == Job()
+
+
+def test_a_job_and_what_was_recorded_cannot_be_changed():
+    for thing, field in ((JOB, "rounds"), (Crossing("/v1", b"", b""), "up")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(thing, field, 0)
 
 
 def test_phones_are_files_of_their_own(tmp_path: Path):
