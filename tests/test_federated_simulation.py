@@ -274,6 +274,20 @@ def test_a_round_asks_as_many_as_it_should_and_others_over_time():
     assert [r.number for r in f.rounds] == list(range(1, 31))
 
 
+def test_who_watches_sees_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    federation(data_of([5, 4])).run(2)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("JPY_SESSION_NAME", "a notebook")
+    federation(data_of([5, 4])).run(2)
+    assert capsys.readouterr().err == "\rround 1 of 2\rround 2 of 2"
+
+
+def test_a_model_with_nothing_to_train_is_refused():
+    with pytest.raises(ValueError, match="nothing to train"):
+        client.trained_weights(mlp([5]).requires_grad_(False))
+
+
 def test_dropped_clients_do_not_count():
     f = federation(data_of([2] * 10), dropout=0.5)
     f.run(40)

@@ -49,6 +49,12 @@ def test_one_class_is_refused(network):
         network(1, seed=0)
 
 
+@pytest.mark.parametrize(("inputs", "hidden", "classes"), [(0, [], 2), (3, [4, 0], 2), (3, [4], 1)])
+def test_an_mlp_without_width_is_refused(inputs, hidden, classes):
+    with pytest.raises(ValueError, match="at least 1, classes at least 2; got"):
+        models.MLP(inputs, hidden, classes, seed=0)
+
+
 def test_every_base_is_bundled_and_differs_by_seed():
     names = [f"near, {pose}" for pose in data.POSES]
     for name in [*names, "swapped, any pose", "far, any pose", "mnist"]:
