@@ -17,7 +17,7 @@ SLOW   := $(GRADED) tests/test_site.py
 
 .DEFAULT_GOAL := help
 .PHONY: help book serve test test-lowest test-newest test-colab release refresh assignments grade \
-        bench bench-flower fleet screenshots clean
+        bench bench-flower fleet mutate screenshots clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 22
@@ -110,6 +110,15 @@ bench-flower: $(READY) .venv-pfl/.ready ## race our simulator, Flower's and pfl-
 
 fleet: $(READY) ## train the wardrobe model over three separate processes, with TLS and node keys
 	@exec $(BIN)/python -m mlguide.federated.flower.fleet
+
+# Cosmic Ray brings what nothing else here needs.
+.venv-mutate/.ready:
+	$(PYTHON) -m venv .venv-mutate
+	.venv-mutate/bin/python -m pip install cosmic-ray==8.7.0
+	@touch $@
+
+mutate: $(READY) .venv-mutate/.ready ## plant faults in the package, print the share that its tests catch (or MODULES=...)
+	.venv-mutate/bin/python scripts/mutate.py $(MODULES)
 
 screenshots: $(BUILT) ## picture every page of the built book, light, dark and narrow
 	$(BIN)/python scripts/screenshots.py

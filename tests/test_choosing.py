@@ -100,5 +100,9 @@ def test_the_map_shows_the_rule():
     ]  # fmt: skip
     wanted = [row.advice if row else NOT_MEASURED for row in cells]
     assert [t.replace("\n", " ") for t in texts[: len(wanted)]] == wanted
+    boxes = [box.get_bbox() for box in figure.axes[0].patches]
+    for box, text in zip(boxes, figure.axes[0].texts, strict=True):
+        assert box.contains(*text.get_position())
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
     with pytest.raises(ValueError, match="tasks must be one of"):
         choosing.draw_map("two", "one place")

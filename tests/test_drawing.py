@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.text import Annotation, Text
 from torch import nn
 
@@ -185,6 +185,10 @@ def test_a_round_shows_the_weights_where_they_are_and_counts_what_went_over_the_
     assert sorted(np.round(t, 4).tobytes() for t in drawn) == sorted(
         np.round(t.numpy(), 4).tobytes() for t in wanted
     )
+    there = {(i.get_extent()[0], i.get_extent()[3]) for i in figure.axes[0].get_images()}
+    for frame in (patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)):
+        empty = frame.get_xy() not in there  # and then dashed
+        assert (frame.get_linestyle() != "-") == empty
     words = [text.get_text() for text in figure.axes[0].texts]
     down, up = (3000 if step > 1 else 0), (1200 if step > 3 else 0)
     assert f"this round: {down:,} bytes down, {up:,} bytes up" in words

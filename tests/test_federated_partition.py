@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import kstest, loggamma
 
 from mlguide.federated import partition
 
@@ -67,6 +68,13 @@ def test_dirichlet_mixes_have_the_spread_of_the_distribution():
         found = np.concatenate(draws).var()
         expected = 0.25 * 0.75 * (1 / (alpha + 1) + alpha / (alpha + 1) / 100)
         assert found == pytest.approx(expected, rel=0.25)
+
+
+@pytest.mark.parametrize("shape", [0.02, 0.3, 1.0, 7.0])
+def test_gamma_draws_are_scipys_distribution(shape: float):
+    draws = partition._log_gamma_draws(torch.full((20_000,), shape).double(), generator())
+    # of scipy's Gamma the logarithm, since small shapes have draws too small for a number
+    assert kstest(draws.numpy(), loggamma(shape).cdf).pvalue > 0.01
 
 
 def test_dirichlet_follows_unequal_classes():

@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -80,6 +81,18 @@ def test_every_engine_gives_the_weights_of_the_loop(
         torch.testing.assert_close(end, ends["loop"], atol=1e-12, rtol=0, msg=engine)
 
 
+def test_the_engine_that_is_asked_for_runs(monkeypatch: pytest.MonkeyPatch):
+    runs = {"loop": "local", "stacked": "stacked", "fused": "fused"}
+    spies = {name: Mock(wraps=getattr(simulation, f"{name}_sgd")) for name in runs.values()}
+    for name, spy in spies.items():
+        monkeypatch.setattr(simulation, f"{name}_sgd", spy)
+    for engine, its_own in {**runs, "auto": "fused"}.items():
+        for spy in spies.values():
+            spy.reset_mock()
+        federation(data_of([3, 5]), engine=engine).run(1)
+        assert [name for name, spy in spies.items() if spy.called] == [its_own]
+
+
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch):
     whole = federation(data_of([5, 9, 2, 7, 4]), scaffold=True)
     whole.run(2)
@@ -109,11 +122,15 @@ def test_other_networks_and_texts_are_stacked_too():
         torch.testing.assert_close(ends[0], ends[1], atol=1e-10, rtol=0)
 
 
-def test_local_sgd_is_plain_sgd():
+def test_every_client_is_plain_sgd_if_not_asked_for_more():
     model, (inputs, labels) = mlp([5]), data_of([12])[0]
     batches = client.draw_batches([12], 5, 2, generator())[0]
     start = client.trained_weights(model)
     ours = client.local_sgd(model, start, inputs, labels, batches, learning_rate=0.3)
+    alone = (inputs[None], labels[None], batches[None])
+    stacked = simulation.stacked_sgd(model, start, *alone, learning_rate=0.3)
+    layers = fused.linear_layers(model)
+    at_once = fused.fused_sgd(layers, start, *alone, learning_rate=0.3)
     reference = mlp([5])
     optimizer = torch.optim.SGD(reference.parameters(), 0.3)
     for rows in batches:
@@ -121,7 +138,8 @@ def test_local_sgd_is_plain_sgd():
         F.cross_entropy(reference(inputs[rows[rows >= 0]]), labels[rows[rows >= 0]]).backward()
         optimizer.step()
     for name, parameter in reference.named_parameters():
-        torch.testing.assert_close(ours[name], parameter.detach(), atol=1e-14, rtol=0)
+        for weights in (ours[name], stacked[name][0], at_once[name][0]):
+            torch.testing.assert_close(weights, parameter.detach(), atol=1e-14, rtol=0)
     assert all(torch.equal(w, start[n]) for n, w in client.trained_weights(model).items())
 
 
@@ -254,6 +272,20 @@ def test_a_round_asks_as_many_as_it_should_and_others_over_time():
     assert {k for r in f.rounds for k in r.asked} == set(range(10))
     assert all(r.asked == r.answered for r in f.rounds)
     assert [r.number for r in f.rounds] == list(range(1, 31))
+
+
+def test_who_watches_sees_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    federation(data_of([5, 4])).run(2)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("JPY_SESSION_NAME", "a notebook")
+    federation(data_of([5, 4])).run(2)
+    assert capsys.readouterr().err == "\rround 1 of 2\rround 2 of 2"
+
+
+def test_a_model_with_nothing_to_train_is_refused():
+    with pytest.raises(ValueError, match="nothing to train"):
+        client.trained_weights(mlp([5]).requires_grad_(False))
 
 
 def test_dropped_clients_do_not_count():

@@ -59,6 +59,13 @@ def test_no_two_states_share_a_colour_or_any_other_sign():
         assert one.marker != other.marker and one.symbol != other.symbol
 
 
+def test_a_level_is_a_named_line_across():
+    figure = figures.line_bands(BUDGETS, RESULTS, xlabel="x", ylabel="y", level=("chance", 0.1))
+    axes = figure.axes[0]
+    assert [0.1, 0.1] in [list(line.get_ydata()) for line in axes.lines]
+    assert {t.get_text(): t.get_position()[1] for t in axes.texts}["chance"] == 0.1
+
+
 def test_names_at_the_line_ends_do_not_overlap_and_stay_on_the_page():
     figure = figures.budget_curve(BUDGETS, RESULTS, ylim=(0, 1))
     figure.draw_without_rendering()
@@ -133,6 +140,8 @@ def test_cost_ratios_stand_where_they_are_and_say_so():
     axes = figures.cost_ratios(ratios, to="shared").axes[0]
     lines = [line for line in axes.lines if len(line.get_xdata()) == 2]
     assert [list(line.get_xdata()) for line in lines] == [[1, 1], [3.0, 2.5], [1.0, 2]]
+    start, end = lines[0].get_ydata()  # along all rows, and no further
+    assert start < 0 and 1 < end <= axes.get_ylim()[0]
     near = {name: {"weights": 1.0, "time": 2.0} for name in ("one network", "another network")}
     crowd = figures.cost_ratios(near, to="a network like these").axes[0]
     crowd.figure.draw_without_rendering()
@@ -168,6 +177,9 @@ def test_a_map_gives_each_class_a_marker_and_its_name():
     assert before.lines[0].get_marker() != before.lines[1].get_marker()
     names = {t.get_text(): t.get_position() for t in after.texts}
     assert names == {"cat": (0, 0.5), "dog": (3, 2.5)} and not before.texts
+    figure = figures.scatter_map({"now": points}, labels, ["cat", "dog"], path=True)
+    loop = [[0, 0], [0, 2], [0, 0]]  # of the cats, and closed
+    assert loop in [line.get_xydata().tolist() for line in figure.axes[0].lines]
 
 
 def test_panels_have_one_scale_and_each_its_own_methods():
@@ -184,6 +196,8 @@ def test_panels_have_one_scale_and_each_its_own_methods():
     figure = figures.dot_panels({"near": near, "far": far}, xlabel="x", level=("chance", 0.1))
     for axes in figure.axes:
         assert [0.1, 0.1] in [list(line.get_xdata()) for line in axes.lines]
+    zero = figures.dot_panels({"near": near, "far": far}, xlabel="gain", zero=True)
+    assert all([0, 0] in [list(line.get_xdata()) for line in a.lines] for a in zero.axes)
     assert sum(t.get_text() == "chance" for axes in figure.axes for t in axes.texts) == 1
 
 
@@ -197,6 +211,7 @@ def test_panels_have_one_scale_and_each_its_own_methods():
         (lambda: figures.picture_grid(np.zeros((2, 28, 28))), r"must be \(N, 1 or 3, H, W\)"),
         (lambda: figures.picture_grid(np.zeros((2, 1, 4, 4)), ["one"]), "2 images, but 1 captions"),
         (lambda: figures.scatter_map({"a": np.zeros((2, 3))}, [0, 1], ["x", "y"]), r"\(2, 2\)"),
+        (lambda: figures.scatter_map({"a": np.zeros((2, 2))}, [0, 1], ["x"] * 99), "at most"),
     ],
 )
 def test_wrong_shapes_are_refused(call, message: str):
@@ -223,15 +238,17 @@ def test_gauges_stand_under_the_picture_and_write_the_numbers_of_their_place():
     with sheet(2.0) as picture:
         picture.set_layout_engine("none")
         picture.add_axes((0, 0, 1, 1))
-    scores, costs = {"accuracy": RESULTS["pixels"]}, {"weights": [5, 1234, 20, 30]}
+    scores = {"accuracy": RESULTS["pixels"]}
+    costs = {"weights": [5, 1234, 20, 30], "seconds": [1, 10, 3, 4]}
     figures.gauges(picture, 1, scores, costs, height=4.0)
-    above, left, right = picture.axes
+    above, left, right, last = picture.axes
     assert tuple(picture.get_size_inches()) == pytest.approx((WIDTH, 4.0))
     assert above.get_position().height * picture.get_size_inches()[1] == pytest.approx(2.0)
     assert max(a.get_tightbbox().y1 for a in (left, right)) <= above.get_window_extent().y0
     mean = interval(RESULTS["pixels"][:, 1])
     assert [t.get_text() for t in left.texts] == ["accuracy", str(mean)]
     assert [t.get_text() for t in right.texts] == ["weights", "1,234"]
+    assert [t.get_text() for t in last.texts] == ["seconds", "10"]
     assert [bar.get_height() for bar in right.patches] == costs["weights"]
     standing_out = [
         bar.get_facecolor() == right.patches[1].get_facecolor() for bar in right.patches
@@ -319,10 +336,11 @@ def test_heat_map_says_mean_and_interval_of_each_cell_and_frames_the_best_of_a_c
 def test_pulls_keep_lengths_and_angles_and_shade_where_both_losses_fall():
     one, other = RANDOM.standard_normal((2, 500))
     step = 0.5 * one + 0.2 * other
-    axes = figures.pulls({"left": one, "right": other}, {"PCGrad": step}).axes[0]
+    steps = {"PCGrad": step, "mean": (one + other) / 2}
+    axes = figures.pulls({"left": one, "right": other}, steps).axes[0]
     arrows = [note for note in axes.texts if isinstance(note, Annotation) and not note.get_text()]
     tips = np.array([arrow.xy for arrow in arrows])
-    vectors = np.stack([one, other, step])
+    vectors = np.stack([one, other, *steps.values()])
     assert tips @ tips.T == pytest.approx(vectors @ vectors.T)
     assert tips[0, 0] < 0 < tips[1, 0] and tips[0, 1] > 0
     corners = axes.patches[0].get_xy()[1:3]  # each at a right angle to one pull, along the other
@@ -457,7 +475,7 @@ def test_confusion_counts_and_folds_what_is_many():
         ("8", (1, 1)),
     ]
     assert [t.get_weight() for t in axes.texts] == ["bold", "normal", "bold"]
-    many = np.eye(30) * 10
+    many = np.diag(np.arange(10.0, 40.0))  # of many right answers no mistake is made
     many[[4, 9], [9, 17]] = 3
     axes = figures.confusion(many, [f"class {i}" for i in range(30)], most=3).axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]

@@ -3,8 +3,13 @@
 import json
 import os
 import re
+import signal
+import ssl
+import threading
 import tomllib
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
+from http.client import HTTPSConnection
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +23,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
+from mlguide import data
 from mlguide.federated import client
 from mlguide.federated.aggregation import adam
 from mlguide.federated.client import to_vector, trained_weights
-from mlguide.federated.flower import apps
+from mlguide.federated.flower import apps, fleet
 from mlguide.federated.flower.apps import Job
+from mlguide.federated.flower.fleet import Fleet
+from mlguide.federated.flower.recorder import Crossing, Recorder
 from mlguide.federated.flower.simulation import simulate
 from mlguide.federated.simulation import Federation
 
@@ -184,6 +192,12 @@ def test_the_app_that_is_sent_has_a_jobs_settings():
     assert Job.of(app["config"]) == Job()
 
 
+def test_a_job_and_what_was_recorded_cannot_be_changed():
+    for thing, field in ((JOB, "rounds"), (Crossing("/v1", b"", b""), "up")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(thing, field, 0)
+
+
 def test_phones_are_files_of_their_own(tmp_path: Path):
     apps.save_phones(tmp_path, PHONES)
     assert len(list(tmp_path.iterdir())) == 4
@@ -192,3 +206,75 @@ def test_phones_are_files_of_their_own(tmp_path: Path):
     assert torch.equal(one[0], PHONES[2][0]) and torch.equal(one[1], PHONES[2][1])
     with pytest.raises(FileNotFoundError, match="has no phone_9"):
         apps.load_phones(tmp_path, 9)
+
+
+# What surrounds a fleet, without its processes (with them: test_fleet.py)
+
+
+def test_a_recorder_hands_on_what_is_said_and_keeps_it(tmp_path: Path):
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(202)
+            self.send_header("X-Token", self.headers["X-Token"] + "!")
+            self.send_header("Content-Length", str(2 * len(heard)))
+            self.end_headers()
+            self.wfile.write(2 * heard)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    fleet._make_certificates(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        recorder = Recorder(f"127.0.0.1:{server.server_port}", tmp_path)
+        trust = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+        connection = HTTPSConnection(recorder.address, context=trust, timeout=30)
+        connection.request("POST", "/v1/fleet", b"\0up", {"X-Token": "7"})
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (202, b"\0up\0up")
+        names = sorted(name for name, _ in answer.getheaders())
+        assert names == ["Content-Length", "Date", "Server", "X-Token"]  # none of them twice
+        assert answer.getheader("X-Token") == "7!"
+        connection.close()
+        recorder.close()
+        server.shutdown()
+    assert recorder.crossed == [Crossing("/v1/fleet", b"\0up", b"\0up\0up")]
+
+
+def test_the_phones_of_a_fleet_are_pictures_at_half_size():
+    learn = data.wardrobe()[0]
+    phones = fleet.wardrobe_phones(4, seed=0)
+    assert list(phones) == [0, 1, 2, 3]
+    dealt = torch.cat([inputs for inputs, _ in phones.values()])
+    assert dealt.shape == (len(learn), 14 * 14)
+    assert dealt.double().mean() == pytest.approx(learn.images.double().mean())
+
+
+def test_a_fleets_report_names_who_was_refused_and_compares_with_one_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def deploy(_: Fleet, job: Job, phones: dict) -> tuple[dict, list]:
+        here = Federation(
+            job.model(), list(phones.values()), learning_rate=job.learning_rate, seed=job.seed,
+            epochs=job.epochs, batch_size=job.batch_size, engine="loop",
+        )  # fmt: skip
+        here.run(job.rounds)
+        return here.weights, [{"round": 1, "answered": 2, "seconds": 3.0, "refused": {7: "NaN"}}]
+
+    monkeypatch.setattr(fleet, "deploy", deploy)
+    signs = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        fleet.main(["--phones", "6", "--rounds", "2"])
+    finally:
+        for sign, handler in signs.items():
+            signal.signal(sign, handler)
+    said = capsys.readouterr().out
+    assert "6 phones on 3 nodes, 2 rounds" in said
+    assert "round 1: 2 nodes answered, in 3 s\n  node 7 was refused: NaN" in said
+    there, here = re.findall(r"accuracy, .*: +([\d.]+)", said)
+    assert there == here and float(here) > 0.3
+    assert "difference between their weights: 0.0e+00" in said

@@ -141,3 +141,17 @@ def test_a_live_panel_calls_the_code_with_the_chosen_value(
     assert drawn == [1] and slider.description == "Turn"
     slider.label = "high"
     assert drawn == [1, 3] and states == ["computing …", ""]
+
+
+def test_an_error_in_a_live_panel_is_not_left_computing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(SIGNS[0], "x")
+
+    def draw(value: int) -> Figure:
+        if value == 3:
+            raise RuntimeError("cannot draw three")
+        return bar(value)
+
+    slider, status, _ = live(draw, [1, 3], name="Turn", description="Draws.").children
+    with pytest.raises(RuntimeError, match="cannot draw three"):
+        slider.value = 3
+    assert status.value == ""

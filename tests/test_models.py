@@ -49,6 +49,12 @@ def test_one_class_is_refused(network):
         network(1, seed=0)
 
 
+@pytest.mark.parametrize(("inputs", "hidden", "classes"), [(0, [], 2), (3, [4, 0], 2), (3, [4], 1)])
+def test_an_mlp_without_width_is_refused(inputs, hidden, classes):
+    with pytest.raises(ValueError, match="at least 1, classes at least 2; got"):
+        models.MLP(inputs, hidden, classes, seed=0)
+
+
 def test_every_base_is_bundled_and_differs_by_seed():
     names = [f"near, {pose}" for pose in data.POSES]
     for name in [*names, "swapped, any pose", "far, any pose", "mnist"]:
@@ -76,7 +82,11 @@ def test_a_base_trained_again_is_as_good():
 
 @pytest.mark.parametrize(
     ("name", "seed", "says"),
-    [("upright", 0, "name must be one of"), ("mnist", 10, "seed must be 0 to 9, got 10")],
+    [
+        ("upright", 0, "name must be one of"),
+        ("language", 0, "name must be one of"),  # is bundled beside the bases
+        ("mnist", 10, "seed must be 0 to 9, got 10"),
+    ],
 )
 def test_an_unknown_base_is_refused(name, seed, says):
     with pytest.raises(ValueError, match=re.escape(says)):
