@@ -13,7 +13,8 @@ SOURCES := _config.yml _toc.yml \
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=290 -n 2 --dist loadfile
 
 GRADED := tests/test_assignments.py tests/test_grading.py
-SLOW   := $(GRADED) tests/test_site.py
+FLEET  := tests/test_fleet.py # processes that must not wait for others
+SLOW   := $(GRADED) $(FLEET) tests/test_site.py
 
 .DEFAULT_GOAL := help
 .PHONY: help book serve test test-lowest test-newest test-colab release refresh assignments grade \
@@ -25,7 +26,7 @@ help: ## list the commands
 $(READY): pyproject.toml constraints.txt
 	@echo "==> setting up .venv"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -c constraints.txt -e '.[book,test]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[book,test,teach]'
 	@touch $@
 
 # Always the whole book: a page that quotes a notebook's results must follow that notebook.
@@ -49,7 +50,7 @@ test: $(READY) ## run every check, the cheap ones first
 	@echo "==> 1/8 lint";               $(BIN)/ruff check .
 	@echo "==> 2/8 format";             $(BIN)/ruff format --check .
 	@echo "==> 3/8 types";              $(BIN)/pyright
-	@echo "==> 4/8 package, project";   $(BIN)/pytest -n 2 --dist loadfile tests $(SLOW:%=--ignore %)
+	@echo "==> 4/8 package, project";   $(BIN)/pytest -n 2 --dist loadfile tests $(SLOW:%=--ignore %) && $(BIN)/pytest $(FLEET)
 	@echo "==> 5/8 assignments";        $(BIN)/pytest -n 2 $(GRADED)
 	@echo "==> 6/8 notebooks";          $(BIN)/pytest $(NBVAL) notebooks assignments/source
 	@echo "==> 7/8 book";               $(MAKE) --no-print-directory book

@@ -145,7 +145,7 @@ def sample() -> NotebookNode:
     """The notebook before its first run."""
     alt = {"mystnb": {"image": {"alt": "A curve that rises from left to right."}}}
     cells = [
-        v4.new_markdown_cell(HEAD),
+        v4.new_markdown_cell(HEAD, metadata={"slideshow": {"slide_type": "slide"}}),
         v4.new_code_cell(INSTALL, metadata={"tags": ["remove-cell"]}),
         v4.new_code_cell(MEASURE),
         v4.new_code_cell(SEMICOLON),
@@ -345,6 +345,8 @@ BROKEN = [
     ("install_cell", in_cell(INSTALL, lambda c: c.metadata.update(tags=[]))),
     ("install_cell", in_cell(INSTALL, lambda c: c.update(source=c.source + "2"))),
     ("install_cell", in_cell(INSTALL, lambda c: c.update(source="import sys"))),
+    ("slides", lambda nb: nb.cells[0].metadata.pop("slideshow")),
+    ("slides", lambda nb: nb.cells[0].metadata.slideshow.update(slide_type="slides")),
     ("short_cells", in_cell(MEASURE, lambda c: c.update(source="x = 1\n" * 21))),
     ("claims", in_cell(CLAIMS, lambda c: c.outputs[0].data.pop(form.CLAIM))),
     ("claims", in_cell(CLAIMS, lambda c: c.outputs[0].data.pop("text/plain"))),

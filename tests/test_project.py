@@ -84,7 +84,7 @@ def requirements(name: str, extras: set[str]) -> dict[str, list[Requirement]]:
 
 
 def test_constraints_pin_every_dependency():
-    needed = requirements("mlguide", {"book", "test", "flower"})
+    needed = requirements("mlguide", {"book", "test", "flower", "teach"})
     needed.pop("mlguide")  # the extra of the tests asks for the extra flower
     # the GPU libraries belong to one build of torch, which pins them itself
     gpu = re.compile(r"nvidia|cuda|triton")

@@ -96,7 +96,11 @@ class Fleet:
             _kill_group(process)
         for recorder in self.recorders.values():
             recorder.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for _ in range(50):  # the last words of a process that is ending may still be written
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if not self.folder.exists():
+                break
+            time.sleep(0.1)
 
     def start_server(self) -> None:
         """The SuperLink: it keeps its state in a file, and takes it up again if started again."""
