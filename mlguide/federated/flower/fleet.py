@@ -96,7 +96,8 @@ class Fleet:
             _kill_group(process)
         for recorder in self.recorders.values():
             recorder.close()
-        for _ in range(50):  # the last words of a process that is ending may still be written
+        # the last words of a process that is ending may still be written
+        for _attempt in range(50):
             shutil.rmtree(self.folder, ignore_errors=True)
             if not self.folder.exists():
                 break
