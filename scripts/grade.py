@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -105,17 +106,17 @@ def grade_all(submissions: Path, out: Path, trusted: bool) -> dict[str, dict[str
     with ThreadPoolExecutor(WORKERS) as pool:
         for student, assignment, path in found:
             source, kept = sources()[assignment], out / "results" / student / f"{assignment}.json"
-            print_of = fingerprint(path, source, trusted)
-            if kept.is_file() and (old := json.loads(kept.read_text("utf-8")))["of"] == print_of:
+            mark = fingerprint(path, source, trusted)
+            if kept.is_file() and (old := json.loads(kept.read_text("utf-8")))["of"] == mark:
                 results.setdefault(assignment, {})[student] = old
                 continue
             job = pool.submit(grade_apart, path, source, trusted)
-            waiting[job] = (student, assignment, kept, print_of)
+            waiting[job] = (student, assignment, kept, mark)
         if results:
             print(sum(map(len, results.values())), "graded before and unchanged")
         for number, job in enumerate(in_turn(pool, waiting), 1):
-            student, assignment, kept, print_of = waiting[job]
-            result = job.result() | {"of": print_of}
+            student, assignment, kept, mark = waiting[job]
+            result = job.result() | {"of": mark}
             if result["ran"]:  # another time it may
                 write(kept, json.dumps(result, indent=1))
             results.setdefault(assignment, {})[student] = result
@@ -248,17 +249,23 @@ def scores_table(students: dict[str, Result]) -> str:
     return table(rows)
 
 
-def picture(assignment: str, students: dict[str, Result]) -> Figure:
-    """Left the spread of the scores, right the mean share of each exercise, hardest at the top."""
+def picture(students: dict[str, Result]) -> Figure:
+    """Left the spread of the scores, right the mean share of each exercise, hardest at the top.
+
+    Answers that wait for a person are left out on the right.
+    """
     results = list(students.values())
     totals = [total(result)[0] for result in results]
     most = int(total(results[0])[1])
-    waiting = {s["exercise"] for r in results for s in r["scores"] if s["points"] is None}
-    shares = {
-        name.split(":")[0]: sum(by_exercise(r)[name][0] for r in results) / len(results) / out_of
-        for name, (_, out_of) in by_exercise(results[0]).items()
-        if name not in waiting
-    }
+    scores = [score for result in results for score in result["scores"]]
+    waiting = {score["cell"] for score in scores if score["points"] is None}
+    got, of = Counter(), Counter()
+    for score in scores:
+        if score["cell"] not in waiting:
+            name = score["exercise"].split(":")[0]
+            got[name] += score["points"]
+            of[name] += score["out_of"]
+    shares = {name: got[name] / of[name] for name in of}
     shares = dict(sorted(shares.items(), key=lambda item: -item[1]))
     with look.sheet(3.2) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(2, 3))
@@ -277,11 +284,10 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width">
 <style>
 :root {{ color-scheme: light dark }}
-body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 46rem }}
-body {{ margin: 2rem auto; padding: 0 1rem }}
+body {{ font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }}
+body {{ max-width: 46rem; margin: 2rem auto; padding: 0 1rem }}
 h2 {{ font-size: 1.1rem; margin: 1.6rem 0 .2rem }}
 p, ul {{ margin: .3rem 0 }}
-body {{ overflow-wrap: anywhere }}
 pre {{ white-space: pre-wrap; border-left: 3px solid; padding-left: .8rem }}
 </style></head><body>
 <h1>{title}</h1>
@@ -292,7 +298,7 @@ pre {{ white-space: pre-wrap; border-left: 3px solid; padding-left: .8rem }}
 
 
 def feedback(student: str, assignment: str, result: Result) -> str:
-    """A page for the student: what each check said, never the code of a hidden test."""
+    """A page for the student: what each check said, without the code of the tests."""
     points, out_of, hand = total(result)
     body = [f"<ul>{''.join(f'<li>{html.escape(note)}</li>' for note in result['notes'])}</ul>"]
     for exercise, (got, most) in by_exercise(result).items():
@@ -346,7 +352,7 @@ def main() -> int:
         return 1
     for assignment, students in results.items():
         write(out / f"{assignment}.csv", scores_table(students))
-        picture(assignment, students).savefig(out / f"{assignment}.png", dpi=look.DPI)
+        picture(students).savefig(out / f"{assignment}.png", dpi=look.DPI)
         for student, result in students.items():
             page = feedback(student, assignment, result)
             write(out / "feedback" / student / f"{assignment}.html", page)

@@ -95,13 +95,12 @@ def restored(submission: NotebookNode, source: NotebookNode) -> tuple[NotebookNo
     Cells that a student added stay behind the cell that they followed.  All others are the
     teacher's, whatever the submission did to them.
     """
-    grade_id = "grade_id"
-    ours = {c.metadata.nbgrader[grade_id]: c for c in source.cells if "nbgrader" in c.metadata}
+    ours = {c.metadata.nbgrader.grade_id for c in source.cells if "nbgrader" in c.metadata}
     theirs: dict[str, NotebookNode] = {}
     added: dict[str, list[NotebookNode]] = {}
     last = ""
     for cell in submission.cells:
-        found = cell.metadata.get("nbgrader", {}).get(grade_id, "")
+        found = cell.metadata.get("nbgrader", {}).get("grade_id", "")
         if found in ours and found not in theirs:
             theirs[found] = cell
             last = found
@@ -110,9 +109,8 @@ def restored(submission: NotebookNode, source: NotebookNode) -> tuple[NotebookNo
     notebook = nbformat.v4.new_notebook(cells=list(added.get("", [])))
     notes: list[str] = []
     for cell in source.cells:
-        name = cell.metadata.get("nbgrader", {}).get(grade_id, "")
+        name = cell.metadata.get("nbgrader", {}).get("grade_id", "")
         cell = nbformat.from_dict(cell)
-        cell.metadata.pop("outcome", None)
         if name and name not in theirs:
             notes.append(f"the cell {name!r} was missing; it was put back")
         if is_solution(cell):
@@ -258,7 +256,8 @@ def with_canaries(notebook: NotebookNode) -> None:
 def stopped_by_themselves(notebook: NotebookNode) -> list[str]:
     """A line for each of the student's own cells that ended in an error."""
     return [
-        f"the cell beginning {cell.source.strip()[:40]!r} ended in {kind}: {value[:200]}"
+        f"the cell beginning {cell.source.strip()[:40]!r} ended in {kind}: "
+        + unsecret(value[:200], notebook)
         for cell in notebook.cells
         if not is_grade(cell) and cell.metadata.get("unanswered") is not True
         for kind, value in [cell.metadata.get("outcome", ("ok", ""))]

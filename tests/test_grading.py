@@ -166,6 +166,12 @@ def test_the_code_of_hidden_tests_does_not_come_back(course, tmp_path):
     answer = "def double(x):\n    raise AssertionError(get_ipython().user_ns['In'][-1][-90:])"
     _, notes, result = graded(course, submission(course, tmp_path / "a.ipynb", answer))
     assert "double(3)" not in json.dumps(result["scores"]) and "double(3)" not in notes
+    path = submission(course, tmp_path / "a.ipynb")
+    nb = nbformat.read(path, as_version=4)
+    nb.cells.append(new_code_cell("raise ValueError(In[-2])"))  # of the graded cell before
+    nbformat.write(nb, path)
+    own = graded(course, path)[1]
+    assert "ValueError: the message is not shown" in own and "double(3)" not in own
     assert "look at: the answers speak of get_ipython" in notes
 
 
