@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ def course(tmp_path_factory):
     source = new_notebook(
         metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}},
         cells=[
-            cell("code", "import torch", "imports"),
+            cell("code", "import math\nimport torch", "imports"),
             cell("markdown", "## Exercise 1: double (3 points)", "one"),
             cell("code", "def double(x):\n    ### BEGIN SOLUTION\n    return 2 * x\n"
                  "    ### END SOLUTION", "double", solution=True),
@@ -96,8 +97,6 @@ def test_right_and_wrong(course, tmp_path):
         ("while True:\n    pass", "Timeout"),
         ("while True:\n  try:\n    while True: pass\n  except BaseException: pass", "Timeout"),
         ("while True:\n    print('x' * 10_000)", "printed more than"),
-        ("import socket; socket.create_connection(('127.0.0.1', 22))", "Error"),
-        ("import socket; socket.getaddrinfo('example.org', 80)", "gaierror"),
         ("open('/etc/passwd').read()", "FileNotFoundError"),
         ("open('/usr/mine', 'w')", "OSError: [Errno 30] Read-only"),
         ("open('big', 'wb').write(bytes(200 << 20))", "File too large"),
@@ -115,10 +114,26 @@ def test_hostile(answer, note, course, tmp_path):
     assert note in notes
 
 
-def test_a_flood_that_ends_is_cut_and_the_answer_counts(course, tmp_path):
+@needs_walls
+def test_no_network(course, tmp_path):
+    """Not even to this machine, where somebody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        answer = f"import socket\nsocket.create_connection({server.getsockname()}, 5)\n{RIGHT}"
+        points, notes, _ = graded(course, submission(course, tmp_path / "a.ipynb", answer))
+        server.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert points["doubled"] == 0 and "Error: [Errno" in notes
+
+
+def test_a_flood_that_ends_is_cut_and_the_answer_counts(course, tmp_path, monkeypatch):
+    seen = []
+    scores = grade_one.scores
+    monkeypatch.setattr(grade_one, "scores", lambda nb, notes: seen.append(nb) or scores(nb, notes))
     flood = submission(course, tmp_path / "a.ipynb", "print('x' * 5_000_000)\n" + RIGHT)
     points, notes, _ = graded(course, flood)
     assert points["doubled"] == 2 and "printed more than" in notes
+    assert len(nbformat.writes(seen[0])) < 1.1 * grade_one.MOST_BYTES
 
 
 @needs_walls
