@@ -225,7 +225,11 @@ class Advice:
 
 
 def look_up(answers: Mapping[str, str]) -> Row | None:
-    """The one row that is for these answers, an answer for each question; None if there is none."""
+    """The one row that is for these answers, an answer for each question; None if there is none.
+
+    Raises:
+        AssertionError: if there are several: the rule then contradicts itself.
+    """
     found = [row for row in RULE if all(answers[q] in getattr(row, q) for q in ANSWERS)]
     if len(found) > 1:
         raise AssertionError(f"the rule gives several answers to {dict(answers)}")

@@ -1,8 +1,8 @@
 """The bundled data sets, as plain tensors, and honest ways to draw from them.
 
-Everything is inside the package and works offline. `scripts/build_data.py` rebuilds every file from
-its published source; each folder of `mlguide/datasets` holds its licence and says where it is from.
-Whatever is drawn at random takes a `torch.Generator`: the same seed gives the same draw.
+Everything is inside the package and works offline. ``scripts/build_data.py`` rebuilds every file
+from its published source; each folder of ``mlguide/datasets`` holds its licence and its origin.
+Whatever is drawn at random takes a ``torch.Generator``: the same seed gives the same draw.
 """
 
 from __future__ import annotations
@@ -25,6 +25,30 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate, pad
 
+__all__ = [
+    "ALPHABET",
+    "DIGITS",
+    "GARMENTS",
+    "GARMENT_SPLITS",
+    "POSES",
+    "GarmentSplit",
+    "Pictures",
+    "Posed",
+    "Role",
+    "cut",
+    "decode",
+    "encode",
+    "few_labels",
+    "mnist_digits",
+    "photographs",
+    "pose",
+    "shakespeare",
+    "split",
+    "turn",
+    "wardrobe",
+    "written_digits",
+]
+
 FOLDER = Path(__file__).parent / "datasets"
 
 
@@ -33,12 +57,13 @@ class Pictures:
     """Labelled pictures, checked when they are made.
 
     images: (N, channels, height, width) float32, 0 is black and 1 is white.
-    labels: (N,) int64, each the place of the picture's class in `classes`.
+    labels: (N,) int64, each the place of the picture's class in ``classes``.
     groups: (N,) int64. Pictures of one group are too alike to stand on both sides of a split
         (near-duplicate photographs, digits by one hand). Each picture is its own if not given.
 
-    Raises ValueError, which names what is wrong, if a tensor has another shape or dtype, an image
-    holds NaN or leaves [0, 1], or a label is out of range.
+    Raises:
+        ValueError: naming what is wrong, if a tensor has another shape or dtype, an image holds NaN
+            or leaves [0, 1], or a label is out of range.
     """
 
     images: Tensor
@@ -72,9 +97,10 @@ class Pictures:
         return len(self.images)
 
     def take(self, indices: Tensor | Sequence[int]) -> Pictures:
-        """The pictures at `indices` (int64, 0 to N - 1), in that order.
+        """The pictures at ``indices`` (int64, 0 to N - 1), in that order.
 
-        Raises ValueError if there are none, or one is not an index of these pictures.
+        Raises:
+            ValueError: if there are none, or one is not an index of these pictures.
         """
         wanted = torch.as_tensor(indices)
         inside = wanted.dtype == torch.int64 and wanted.ndim == 1 and len(wanted) > 0
@@ -90,7 +116,8 @@ class Pictures:
     def select(self, class_names: Sequence[str]) -> Pictures:
         """Only the pictures of these classes; label 0 is then the first name given, and so on.
 
-        Raises ValueError if a name is not one of `classes`, is given twice, or none is given.
+        Raises:
+            ValueError: if a name is not one of ``classes``, is given twice, or none is given.
         """
         unknown = [name for name in class_names if name not in self.classes]
         if unknown or not class_names or len(set(class_names)) < len(class_names):
@@ -156,7 +183,7 @@ POSES = {
     "any angle": (180.0, 0.0),
     "any pose": (180.0, 0.5),
 }
-"""How careless the hand is: the largest angle in degrees and chance of inversion, for `pose`."""
+"""How careless the hand is: the largest angle in degrees and chance of inversion, for ``pose``."""
 
 
 def wardrobe() -> tuple[Pictures, Pictures]:
@@ -195,8 +222,8 @@ def written_digits() -> tuple[Pictures, Pictures]:
 
     scikit-learn's 1,797 digits (Alpaydin and Kaynak 1998, UCI), about 128 and 51 of each. They are
     8 x 8 counts of ink; here they are enlarged to 20 x 20 and set in the middle of 28 x 28, where
-    MNIST's are. `groups` is the form a digit was written on, 14 in all, each by one hand (UCI tells
-    of 13, so one may have filled in two); the test has the last four forms.
+    MNIST's are. ``groups`` is the form a digit was written on, 14 in all, each by one hand (UCI
+    tells of 13, so one may have filled in two); the test has the last four forms.
     """
     about = _About(
         "digits",
@@ -216,8 +243,8 @@ def written_digits() -> tuple[Pictures, Pictures]:
 def photographs() -> Pictures:
     """168 photographs, cut out on white: 64 mammals, 44 fruit and vegetables, 35 birds, 25 flowers.
 
-    128 x 128 in colour (red, green, blue). `groups` holds near-duplicates together. From the stamps
-    of Tux Paint (GPL-2); `mlguide/datasets/photographs` names each file.
+    128 x 128 in colour (red, green, blue). ``groups`` holds near-duplicates together. From the
+    stamps of Tux Paint (GPL-2); ``mlguide/datasets/photographs`` names each file.
     """
     about = _About(
         "photographs",
@@ -238,7 +265,7 @@ def photographs() -> Pictures:
 
 
 class Role(NamedTuple):
-    """What one role says in one play; `genre` is "comedies", "histories", "problems", "roman",
+    """What one role says in one play; ``genre`` is "comedies", "histories", "problems", "roman",
     "romances" or "tragedies"."""
 
     play: str
@@ -259,7 +286,7 @@ def shakespeare() -> tuple[Role, ...]:
 
 
 ALPHABET = "\n !\"&',-.:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-"""The 64 characters of `shakespeare`; a character's id is its place here."""
+"""The 64 characters of ``shakespeare``; a character's id is its place here."""
 
 _ID = {character: i for i, character in enumerate(ALPHABET)}
 _SPELLED = str.maketrans(
@@ -268,11 +295,11 @@ _SPELLED = str.maketrans(
 
 
 def encode(text: str) -> Tensor:
-    """The ids of a text's characters, (length,) int64, each a place in `ALPHABET`.
+    """The ids of a text's characters, (length,) int64, each a place in ``ALPHABET``.
 
     What the alphabet lacks is spelled with it where that is plain: curly quotation marks become
     straight, a dash becomes hyphens, accents go. Whatever else it lacks, such as digits, is left
-    out. Texts of `shakespeare` lose nothing.
+    out. Texts of ``shakespeare`` lose nothing.
     """
     plain = unicodedata.normalize("NFKD", text.translate(_SPELLED))
     return torch.tensor([_ID[c] for c in plain if c in _ID], dtype=torch.int64)
@@ -281,7 +308,8 @@ def encode(text: str) -> Tensor:
 def decode(ids: Tensor) -> str:
     """The text that ids (length,) int64 stand for.
 
-    Raises ValueError if `ids` has another shape or dtype, or one is no place in `ALPHABET`.
+    Raises:
+        ValueError: if ``ids`` has another shape or dtype, or one is no place in ``ALPHABET``.
     """
     if ids.ndim != 1 or ids.dtype != torch.int64:
         raise ValueError(
@@ -295,10 +323,12 @@ def decode(ids: Tensor) -> str:
 
 
 def cut(text: str, fraction: float) -> tuple[str, str]:
-    """The beginning of a text, at most `fraction` of its characters, and all that comes later.
+    """The beginning of a text, at most ``fraction`` of its characters, and all that comes later.
 
     Cut after the last line that fits, so no line is on both sides; put together they are the text.
-    Raises ValueError if `fraction` is not between 0 and 1, or one side would be empty.
+
+    Raises:
+        ValueError: if ``fraction`` is not between 0 and 1, or one side would be empty.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be between 0 and 1, both left out; got {fraction}")
@@ -312,11 +342,13 @@ def cut(text: str, fraction: float) -> tuple[str, str]:
 
 
 def few_labels(pictures: Pictures, per_class: int, generator: torch.Generator) -> Pictures:
-    """A balanced draw of `per_class` pictures of each class, the classes in turn.
+    """A balanced draw of ``per_class`` pictures of each class, the classes in turn.
 
     Drawn without replacement. With the same seed a larger budget holds the smaller one, and the
     draw takes the same random numbers for every budget.
-    Raises ValueError if `per_class` is less than 1 or more than the smallest class has.
+
+    Raises:
+        ValueError: if ``per_class`` is less than 1 or more than the smallest class has.
     """
     counts = torch.bincount(pictures.labels, minlength=len(pictures.classes))
     if not 1 <= per_class <= int(counts.min()):
@@ -334,11 +366,13 @@ def few_labels(pictures: Pictures, per_class: int, generator: torch.Generator) -
 def split(
     pictures: Pictures, fraction: float, generator: torch.Generator
 ) -> tuple[Pictures, Pictures]:
-    """Two parts at random, the first with about `fraction` of the pictures of each class.
+    """Two parts at random, the first with about ``fraction`` of the pictures of each class.
 
-    A group is never on both sides. Without groups the first part has `fraction` of each class to
+    A group is never on both sides. Without groups the first part has ``fraction`` of each class to
     the nearest picture; with them, as near as the groups' sizes let it.
-    Raises ValueError if `fraction` is not between 0 and 1, or a class would miss from one part.
+
+    Raises:
+        ValueError: if ``fraction`` is not between 0 and 1, or a class would miss from one part.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be between 0 and 1, both left out; got {fraction}")
@@ -370,7 +404,9 @@ def turn(images: Tensor, degrees: Tensor) -> Tensor:
 
     images: (N, channels, side, side) float32 or float64 in [0, 1]; so is what is returned. What
     comes in at the corners is black. degrees: (N,).
-    Raises ValueError for images of another shape, dtype or range, or another number of angles.
+
+    Raises:
+        ValueError: for images of another shape, dtype or range, or another number of angles.
     """
     _check_square(images)
     if degrees.shape != (len(images),):
@@ -385,7 +421,7 @@ def turn(images: Tensor, degrees: Tensor) -> Tensor:
 
 
 class Posed(NamedTuple):
-    """What `pose` returns: the new pictures, and what was done to each."""
+    """What ``pose`` returns: the new pictures, and what was done to each."""
 
     images: Tensor
     degrees: Tensor
@@ -405,7 +441,9 @@ def pose(
     Returns images (N, channels, side, side) in [0, 1] of the same dtype, degrees (N,) of that dtype
     and inverted (N,) bool. Every call takes the same 2 N random numbers whatever the settings and
     the dtype, so seeds stay comparable. With degrees=0 and invert=0 the pictures are unchanged.
-    Raises ValueError for images of another shape, dtype or range, or settings out of range.
+
+    Raises:
+        ValueError: for images of another shape, dtype or range, or settings out of range.
     """
     _check_square(images)
     if not 0 <= degrees <= 180:

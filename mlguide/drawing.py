@@ -1,7 +1,7 @@
 """Pictures of networks, drawn from the live module, so that a picture cannot lie.
 
 What a block does comes from its layers, its size from a picture sent through it, its colour from
-`requires_grad`. Only what a module cannot know of itself is told: that a part is new, shared, ….
+``requires_grad``. Only what a module cannot know of itself is told: that a part is new, shared, ….
 """
 
 from __future__ import annotations
@@ -58,15 +58,16 @@ def draw(
     picture: (channels, height, width) in [0, 1], an example of what the model takes. A copy of the
     model is sent it in training mode, to see every shape and whether BatchNorm's statistics move.
     states: what the module cannot know, such as ``{"head": "new"}``. Names are those of
-    `named_modules`, "backbone" for all of it. What is frozen then keeps its snowflake.
+    ``named_modules``, "backbone" for all of it. What is frozen then keeps its snowflake.
 
     The blocks are the children of ``model.backbone``, then whatever else the model has: its
     ``head``, or the members of its ``heads``, drawn as branches if they are several. A model
     without a backbone is drawn child after child. A block is frozen if none of its parameters
     requires a gradient, trained if all do, and split if only some do.
 
-    Raises ValueError for a name that is no block, and for a state that is unknown or that the
-    module knows better (frozen, trained).
+    Raises:
+        ValueError: for a name that is no block, and for a state that is unknown or that the module
+            knows better (frozen, trained).
     """
     blocks = _blocks(model, states or {})
     _measure(model, blocks, picture)
@@ -290,7 +291,7 @@ def _legend(axes: Axes, blocks: list[Block], y: float) -> None:
 
 @dataclass(frozen=True)
 class RoundView:
-    """What `draw_round` shows of one round of a federation, all of it taken from the live one.
+    """What ``draw_round`` shows of one round of a federation, all of it taken from the live one.
 
     Weights are shown as pictures, such as those of one unit: (h, w) each. asked: the numbers of
     the m phones that were asked, out of phones, and sizes: how many pictures each has. before,
@@ -329,7 +330,8 @@ def draw_round(view: RoundView, step: int) -> Figure:
     At most four of the phones asked are drawn, and all of them counted. Weights and updates have
     one colour scale each, the same at every step.
 
-    Raises ValueError if step is not 1 to 5.
+    Raises:
+        ValueError: if step is not 1 to 5.
     """
     if not 1 <= step <= len(ROUND_STEPS):
         raise ValueError(f"step must be 1 to {len(ROUND_STEPS)}, got {step}")
@@ -394,7 +396,7 @@ def _phone(axes: Axes, view: RoundView, step: int, place: int, x: float) -> None
 
 
 def _wire(axes: Axes, view: RoundView, step: int, place: int, x: float, above: float) -> None:
-    """The way from the server (at `above`) to a phone (at x), and what travels on it now."""
+    """The way from the server (at ``above``) to a phone (at x), and what travels on it now."""
     ends, sending, returning = ((above, 1.8), (x, 2.82)), step == 2, step == 4
     if not (sending or returning):
         axes.plot(*zip(*ends, strict=True), color=QUIET, lw=1, ls=(0, (1, 3)), zorder=0)

@@ -157,10 +157,10 @@ def fit_many(
     ) -> Tensor:
         return loss(functional_call(one, {**trained, **state}, (x,)), y)
 
+    orders = [batch_order(inputs.shape[1], batch_size, steps, g) for g in generators]
     optimizer = adamw(trained, learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     model_of_row = torch.arange(len(models))[:, None]
-    orders = [batch_order(inputs.shape[1], batch_size, steps, g) for g in generators]
     for rows in torch.stack(orders, dim=1):  # (S, batch)
         x, y = inputs[model_of_row, rows], labels[model_of_row, rows]
         if transform is not None:

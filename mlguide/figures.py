@@ -1,4 +1,4 @@
-"""The few chart types of the book. How a method or a state looks stands in `mlguide.look`.
+"""The few chart types of the book. How a method or a state looks stands in ``mlguide.look``.
 
 Every chart returns a matplotlib Figure that pyplot no longer holds: as the last line of a cell it
 is shown once, and nothing needs closing. Values of repeated experiments come in raw, one row per
@@ -85,7 +85,8 @@ def line_bands(
     x: (points,); results: name -> (seeds, points). ticks: names of the points, if not the numbers.
     level: a thin line with its name, as ("chance", 0.1). METHODS and STATES say how a name looks.
 
-    Raises ValueError if there are no results, or one is not (seeds, points).
+    Raises:
+        ValueError: if there are no results, or one is not (seeds, points).
     """
     at = np.asarray(x, dtype=float)
     if not results:
@@ -131,7 +132,10 @@ def budget_curve(
 ) -> Figure:
     """The label-budget curve: what each method makes of 1, 2, 5 … labels per class (log axis).
 
-    budgets: labels per class; results: name -> (seeds, budgets). Raises as `line_bands` does.
+    budgets: labels per class; results: name -> (seeds, budgets).
+
+    Raises:
+        ValueError: as ``line_bands`` does.
     """
     return line_bands(
         budgets,
@@ -152,7 +156,8 @@ def dot_intervals(
     results: name -> (seeds,). zero: the values are differences; draw the line of no difference.
     digits: of the numbers that stand beside the rows.
 
-    Raises ValueError if there are no results, or one is not (seeds,).
+    Raises:
+        ValueError: if there are no results, or one is not (seeds,).
     """
     with sheet(0.9 + 0.42 * len(results)) as figure:
         axes = figure.subplots()
@@ -172,12 +177,13 @@ def dot_panels(
     level: tuple[str, float] | None = None,
     digits: int = 3,
 ) -> Figure:
-    """`dot_intervals` for several exams: one panel each, below one another, on one scale.
+    """``dot_intervals`` for several exams: one panel each, below one another, on one scale.
 
     panels: title -> (name -> (seeds,)). xlim: of all panels, where several figures are compared.
     level: a thin line through all panels, with its name above the first, as ("chance", 0.1).
 
-    Raises ValueError if there are no panels, or as `dot_intervals` does.
+    Raises:
+        ValueError: if there are no panels, or as ``dot_intervals`` does.
     """
     if not panels:
         raise ValueError("panels must hold at least one exam, got none")
@@ -210,8 +216,10 @@ def cost_accuracy(
     """What each method reaches, and beside it what it costs: two panels that share their rows.
 
     scores: name -> (seeds,). seconds: name -> (seeds,), or one number where the seeds ran at once;
-    they stand on a log axis. Raises ValueError if the two name different methods, or as
-    `dot_intervals` does.
+    they stand on a log axis.
+
+    Raises:
+        ValueError: if the two name different methods, or as ``dot_intervals`` does.
     """
     if list(scores) != list(seconds):
         raise ValueError(
@@ -245,7 +253,8 @@ def size_accuracy(
     members in order, joined by a line; their names stand above them, those of the others below,
     and those in ``beside`` on the right.
 
-    Raises ValueError if the two name different methods, there are none, or one is not (seeds,).
+    Raises:
+        ValueError: if the two name different methods, there are none, or one is not (seeds,).
     """
     if list(sizes) != list(scores) or not scores:
         raise ValueError(f"sizes has {list(sizes)}, scores has {list(scores)}: must be the same")
@@ -296,8 +305,9 @@ def gauges(
     costs: name -> (positions,), bars from zero, each with an axis of its own.
     height: of the whole in inches, so that pictures of several heights make frames of one size.
 
-    Raises ValueError if the numbers of positions differ, `place` is none of them, or the height
-    leaves too little room below the picture.
+    Raises:
+        ValueError: if the numbers of positions differ, ``place`` is none of them, or the height
+            leaves too little room below the picture.
     """
     panels = {name: np.asarray(values, dtype=float) for name, values in {**scores, **costs}.items()}
     counts = sorted({values.shape[-1] for values in panels.values()})
@@ -336,13 +346,14 @@ def gauges(
 
 
 def cost_ratios(ratios: Mapping[str, Mapping[str, float]], *, to: str) -> Figure:
-    """What each method costs, in multiples of what the method `to` costs: one row per cost.
+    """What each method costs, in multiples of what the method ``to`` costs: one row per cost.
 
     ratios: name -> {cost: ratio}, the same costs for each. Each mark has its number beside it, on
     the left for the cheapest; the names stand above the first row, over their marks as nearly as
-    can be, and `to` above its line, which begins below all names.
+    can be, and ``to`` above its line, which begins below all names.
 
-    Raises ValueError if there are no methods, or they have different costs.
+    Raises:
+        ValueError: if there are no methods, or they have different costs.
     """
     costs = [list(of) for of in ratios.values()]
     if not costs or not costs[0] or any(names != costs[0] for names in costs):
@@ -392,7 +403,8 @@ def picture_grid(
     marks: N of "right", "wrong", a name of STATES, or "" for no frame; right and wrong also put
     their sign before the caption.
 
-    Raises ValueError if the images have another shape, or captions or marks another number.
+    Raises:
+        ValueError: if the images have another shape, or captions or marks another number.
     """
     pixels = np.asarray(images, dtype=float)
     if pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
@@ -431,7 +443,8 @@ def pulls(tasks: Mapping[str, Values], steps: Mapping[str, Values], *, title: st
     Two vectors span a plane, however many weights there are, so every length and angle is exact.
     Where both losses fall is shaded. All are drawn as pulls, the way that training moves.
 
-    Raises ValueError if tasks are not two, or a step does not lie in their plane.
+    Raises:
+        ValueError: if tasks are not two, or a step does not lie in their plane.
     """
     if len(tasks) != 2:
         raise ValueError(f"tasks must be two, got {list(tasks)}")
@@ -486,7 +499,8 @@ def scatter_map(
     and in the last panel stands named at the middle of its points. The axes have no unit, so they
     carry no numbers; the panels share one scale.
 
-    Raises ValueError if the shapes differ, or there are more classes than markers.
+    Raises:
+        ValueError: if the shapes differ, or there are more classes than markers.
     """
     which = np.asarray(labels)
     if len(classes) > len(CLASSES):
@@ -530,8 +544,9 @@ def tradeoff(
     fronts: of the names, those whose points are choices side by side, none of which is the end: no
     point of theirs is marked, and the name runs along the longest stretch, below or left of it.
 
-    Raises ValueError if there are no results, one is not (seeds, points, 2), or one of the fronts
-    is not among them or has a single point.
+    Raises:
+        ValueError: if there are no results, one is not (seeds, points, 2), or one of the fronts is
+            not among them or has a single point.
     """
     if not results:
         raise ValueError("results must hold at least one method, got none")
@@ -579,7 +594,8 @@ def heat_map(
     hatched, and zero is white; a frame marks the highest mean of each column. sure: only where its
     interval lies above zero.
 
-    Raises ValueError if the values have another shape.
+    Raises:
+        ValueError: if the values have another shape.
     """
     raw = np.asarray(values, dtype=float)
     if raw.shape[1:] != (len(rows), len(columns)):
@@ -613,7 +629,7 @@ def heat_map(
 
 
 def _mark(look: Look) -> dict[str, Any]:
-    """A look's marker, as keywords of `Axes.plot`."""
+    """A look's marker, as keywords of ``Axes.plot``."""
     inside, edge = (look.colour, "white") if look.filled else ("white", look.colour)
     return {"marker": look.marker, "ms": 7.5, "mfc": inside, "mec": edge, "mew": 1.0}
 
@@ -672,7 +688,7 @@ def _label_along(axes: Axes, path: Values, look: Look) -> None:
 def upwards(lines: Sequence[Sequence[float]], near: float) -> list[int]:
     """Places of the lines by their last values, the lowest first.
 
-    Values that are less than `near` apart tell nothing: the values before them decide.
+    Values that are less than ``near`` apart tell nothing: the values before them decide.
     """
 
     def by_value(places: list[int], back: int) -> list[int]:
@@ -729,7 +745,7 @@ def _dots(
     signed: bool = False,
     single: bool = False,
 ) -> None:
-    """Rows of seeds, mean and interval on `axes`, first method on top, numbers at the right.
+    """Rows of seeds, mean and interval on ``axes``, first method on top, numbers at the right.
 
     single: a method may have one measurement instead of seeds, which then has no interval.
     """
@@ -766,7 +782,8 @@ def client_mix(
     client, a row a class, and a square is the darker the more examples there are. most: the number
     that is darkest, the largest of all if None.
 
-    Raises ValueError if there are no panels, or one has not a column for each of the classes.
+    Raises:
+        ValueError: if there are no panels, or one has not a column for each of the classes.
     """
     if not panels:
         raise ValueError("panels must hold at least one deal, got none")
@@ -810,7 +827,8 @@ def votes(
     steps: rule -> one such number; scores: rule -> (seeds,), in [0, 1]. xlim: of the left panel,
     where several figures are compared; what lies beyond stands at the edge.
 
-    Raises ValueError if steps and scores name different rules, or as `dot_intervals` does.
+    Raises:
+        ValueError: if steps and scores name different rules, or as ``dot_intervals`` does.
     """
     if list(steps) != list(scores):
         raise ValueError(f"steps has {list(steps)}, scores has {list(scores)}: must be the same")
@@ -851,7 +869,8 @@ def marks(
     results: name of a group -> (N, 2), size and value of each. Several groups are named above the
     axes. names: text -> (x, y), beside marks that are worth a name. zero: draw a line at no effect.
 
-    Raises ValueError if there are no results, or one is not (N, 2) with sizes above 0.
+    Raises:
+        ValueError: if there are no results, or one is not (N, 2) with sizes above 0.
     """
     if not results:
         raise ValueError("results must hold at least one group, got none")
@@ -888,13 +907,14 @@ def fold_scores(
     metric: str = "accuracy",
     level: tuple[str, float] | None = None,
 ) -> Figure:
-    """What each method reaches in each fold, and what it costs, in multiples of the method `to`.
+    """What each method reaches in each fold, and what it costs, in multiples of the method ``to``.
 
     scores: name -> (folds,), in [0, 1], faint strokes. halves: name -> half the width of its
     interval, which the caller computes: folds are no seeds. costs: title of a column -> (name ->
     number), such as {"work": …}. level: a thin line with a name, as ("chance", 0.25).
 
-    Raises ValueError if the three name different methods, or there are none.
+    Raises:
+        ValueError: if the three name different methods, or there are none.
     """
     named = [list(scores), list(halves), *(list(of) for of in costs.values())]
     if not scores or any(names != named[0] for names in named):
@@ -933,10 +953,11 @@ def fold_scores(
 def confusion(counts: Values, classes: Sequence[str], *, most: int = 12) -> Figure:
     """What each class was taken for: a row for each class, a column for each answer, counts.
 
-    counts: (classes, classes). The shade of a cell is its share of the row. Of more than `most`
+    counts: (classes, classes). The shade of a cell is its share of the row. Of more than ``most``
     classes those with the most mistakes are shown, and all others as if they were one.
 
-    Raises ValueError if the counts have another shape.
+    Raises:
+        ValueError: if the counts have another shape.
     """
     raw = np.asarray(counts, dtype=float)
     if raw.shape != (len(classes), len(classes)):

@@ -200,6 +200,7 @@ class LoRA(nn.Module):
         self.kept: Tensor | None = None  # the layer's own weight, while the product is merged
 
     def forward(self, x: Tensor) -> Tensor:
+        """What the layer answers, with what was learned; merged, one layer does it all."""
         if self.kept is not None:
             return self.layer(x)
         return self.layer(x) + self.scale * self.up(self.down(x))
@@ -299,7 +300,7 @@ def l2_sp(
     arXiv:1612.00796).
 
     Raises:
-        ValueError: if ``strength`` is negative.
+        ValueError: if ``strength`` is negative; when called, if nothing of ``start`` is trained.
     """
     if strength < 0:
         raise ValueError(f"strength must not be negative, got {strength}")
@@ -311,6 +312,8 @@ def l2_sp(
             for name, value in kept.items()
             if name in trained
         ]
+        if not distances:
+            raise ValueError(f"start must name what is trained, {list(trained)}; got {list(kept)}")
         return strength / 2 * torch.stack([d.sum() for d in distances]).sum()
 
     return penalty

@@ -1,7 +1,7 @@
 """Figures with a dial: in the published page, and live in Jupyter and Colab.
 
-`frames` draws every position of the dial beforehand, and HTML and CSS alone show the chosen one: no
-kernel, no JavaScript. `live` puts the same drawing function behind a slider that calls it.
+``frames`` draws every position of the dial beforehand, and HTML and CSS alone show the chosen one:
+no kernel, no JavaScript. ``live`` puts the same drawing function behind a slider that calls it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from IPython.display import HTML
 
-__all__ = ["frames", "live"]
+__all__ = ["frames", "has_front_end", "live"]
 
 Value = TypeVar("Value")
 WIDTH = 660  # pixels, of a picture that has lost its style
@@ -66,14 +66,15 @@ def frames(
 
     draw: value -> Figure, all of one size. name: what the dial turns, written before its buttons.
     alt: what a picture shows, for readers who do not see it: a function of the value, or a text
-    with ``{}`` where the label goes. labels: the buttons' texts, `str(value)` if not given.
+    with ``{}`` where the label goes. labels: the buttons' texts, ``str(value)`` if not given.
     start: place of the picture shown first.
 
     The same arguments give the same HTML. It has no ids, and its form keeps the buttons to
     themselves, so that a page holds any number of dials, alike or not.
 
-    Raises ValueError if there are no values, labels are not as many, start is no place among them,
-    a picture has no alt text of its own, or the pictures differ in size.
+    Raises:
+        ValueError: if there are no values, labels are not as many, start is no place among them, a
+            picture has no alt text of its own, or the pictures differ in size.
     """
     from IPython.display import HTML
 
@@ -122,7 +123,7 @@ def live(
     description: str,
     labels: Sequence[str] | None = None,
 ) -> Any:
-    """The live counterpart of `frames`: a slider that calls `draw` and shows what it returns.
+    """The live counterpart of ``frames``: a slider that calls ``draw`` and shows what it returns.
 
     description: one sentence saying what the panel computes. Only Jupyter, Colab and VS Code can
     show a panel: elsewhere (the published page, an automatic run) nothing is computed and the

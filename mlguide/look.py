@@ -18,6 +18,24 @@ import numpy.typing as npt
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+__all__ = [
+    "CLASSES",
+    "DPI",
+    "FAINT",
+    "INK",
+    "METHODS",
+    "NEUTRAL",
+    "QUIET",
+    "STATES",
+    "STYLE",
+    "VERDICTS",
+    "WIDTH",
+    "Look",
+    "contrast",
+    "look_of",
+    "sheet",
+]
+
 WIDTH = 6.625  # inches: 10.5 points are 16 pixels on a page of 720, 8 on a phone of 390
 DPI = 120
 INK, QUIET, FAINT = "#222222", "#666666", "#e4e4e4"

@@ -66,9 +66,8 @@ class SmallCNN(nn.Module):
             torch.manual_seed(seed)
             self.backbone = nn.Sequential(
                 OrderedDict(
-                    pool=nn.AvgPool2d(
-                        2
-                    ),  # 14x14 pixels tell the garments apart, at a quarter of the cost
+                    # 14x14 pixels tell the garments apart, at a quarter of the cost
+                    pool=nn.AvgPool2d(2),
                     block1=_block(1, quarter),
                     block2=_block(quarter, half),
                     block3=_block(half, width),

@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mlguide.training import Loss, adamw, batch_order
+from mlguide.training import Loss, adamw, batch_order, check_labelled
 
 __all__ = [
     "Costs",
@@ -186,6 +186,7 @@ class UncertaintyWeighting(nn.Module):
         return self.model(inputs), self.log_variance
 
     def loss(self, output: tuple[dict[str, Tensor], Tensor], labels: Tensor) -> Tensor:
+        """One number from what ``forward`` gives and labels as ``pack_labels`` gives them."""
         answers, s = output
         return ((-s).exp() * task_losses(self.tasks, answers, labels) + s / 2).sum()
 
@@ -281,8 +282,10 @@ def fit_tasks(
     task. The rest is as in ``fit``.
 
     Raises:
-        ValueError: if a batch has no label at all for a task, or a loss is NaN.
+        ValueError: as ``fit``, if a batch has no label at all for a task, or a loss is not finite.
     """
+    check_labelled(inputs, labels, loss=weighted_loss(tasks))
+    order = batch_order(len(inputs), batch_size, steps, generator)
     optimizer = adamw(dict(model.named_parameters()), learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     shared, heads = list(model.backbone.parameters()), list(model.heads.parameters())
@@ -290,7 +293,7 @@ def fit_tasks(
     cosines: list[Tensor] = []
     start = time.perf_counter()
     model.train()
-    for step, rows in enumerate(batch_order(len(inputs), batch_size, steps, generator)):
+    for step, rows in enumerate(order):
         losses = task_losses(tasks, model(inputs[rows]), labels[rows])
         _check(losses, tasks, labels[rows], step)
         gradients = task_gradients(losses, model.backbone)

@@ -83,18 +83,20 @@ def fit(
         penalty: added to the loss. before_step: called with 0, 1, … before each update.
 
     Raises:
-        ValueError: if inputs and labels do not match, hold NaN, or nothing is trainable.
+        ValueError: if inputs and labels do not match, hold NaN, nothing is trainable, or ``steps``
+            or ``batch_size`` is less than 1.
     """
     check_labelled(inputs, labels, loss=loss)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise ValueError("model has nothing to train: all its parameters are frozen")
+    order = batch_order(len(inputs), batch_size, steps, generator)
     optimizer = adamw(trainable, learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     losses: list[Tensor] = []
     start = time.perf_counter()
     model.train()
-    for step, rows in enumerate(batch_order(len(inputs), batch_size, steps, generator)):
+    for step, rows in enumerate(order):
         if before_step is not None:
             before_step(step)
         batch = inputs[rows] if transform is None else transform(inputs[rows], generator)

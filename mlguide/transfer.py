@@ -70,10 +70,12 @@ def replace_head(model: Network, head: int | nn.Linear, *, seed: int = 0) -> Net
     A number of classes makes a new layer, its first weights drawn from ``seed``.
 
     Raises:
-        ValueError: if there are fewer than 2 classes, or the layer's width is not the backbone's.
+        ValueError: if the model's head is no linear layer, there are fewer than 2 classes, or the
+            layer's width is not the backbone's.
     """
-    old = model.head
-    assert isinstance(old, nn.Linear)
+    old = getattr(model, "head", None)
+    if not isinstance(old, nn.Linear):
+        raise ValueError(f"model must have a head that is a Linear, got {type(old).__name__}")
     if isinstance(head, nn.Linear):
         if head.in_features != old.in_features:
             raise ValueError(

@@ -1,10 +1,11 @@
 """Plant faults in ``mlguide`` and see how many its tests catch: ``make mutate``.
 
 Cosmic Ray knows where a fault can be and what it looks like. The places are drawn with a fixed
-seed, from each module in proportion to how many it has. Each fault goes into a copy of the tree,
-and all test files run that can reach its module, until one fails. No faults are planted in
-annotations and ``raise`` statements, nor (a filter by operator, as Cosmic Ray has one) into the
-numbers of the modules that only draw: whether a line is a point wider is a matter of taste.
+seed (``make mutate SEED=1`` draws others), from each module in proportion to how many it has. Each
+fault goes into a copy of the tree, and all test files run that can reach its module, until one
+fails. No faults are planted in annotations and ``raise`` statements, nor (a filter by operator, as
+Cosmic Ray has one) into the numbers of the modules that only draw: whether a line is a point wider
+is a matter of taste.
 """
 
 import ast
@@ -26,7 +27,8 @@ from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).resolve().parent.parent
-FAULTS, LEAST, SEED = 60, 2, 0  # in all, in each module
+FAULTS, LEAST = 60, 2  # in all, in each module
+SEED = int(os.environ.get("SEED", "0"))
 DRAWING = {"mlguide.drawing", "mlguide.figures", "mlguide.look"}
 OTHER = {"tests/test_pages.py", "tests/test_project.py"}  # tests of the book and of the project
 COPIED = ["book", "mlguide", "notebooks", "scripts", "tests"]

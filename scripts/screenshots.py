@@ -21,6 +21,11 @@ VIEWS = {  # colour scheme, width and height in pixels
     "dark": ("dark", 1280, 900),
     "narrow": ("light", 390, 844),
 }
+# Those of a dial wait until a reader comes near them, which no screenshot does.
+ALL_PICTURES = """Promise.all(Array.from(document.images, image => {
+  image.loading = 'eager';
+  return image.decode();
+}))"""
 
 
 def pages() -> list[str]:
@@ -100,6 +105,7 @@ def main() -> int:
         for name in pages():
             with opened(running, name) as (page, _):
                 paint = page.evaluate("performance.getEntriesByName('first-paint')[0].startTime")
+                page.evaluate(ALL_PICTURES)
                 for view in VIEWS:
                     show(page, view)
                     file = folder / f"{name.replace('/', '-')}-{view}.png"

@@ -80,6 +80,9 @@ def test_as_many_rows_as_models():
     with pytest.raises(ValueError, match="got 1, 2, 2 and 2"):
         fit_many([SmallCNN(2, seed=0)], images, labels, steps=1, learning_rate=0.1,
                  generators=generators(range(2)))  # fmt: skip
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        fit_many([SmallCNN(2, seed=0)], images[:1], labels[:1], steps=0, learning_rate=0.1,
+                 generators=generators(range(1)))  # fmt: skip
     with pytest.raises(ValueError, match="all their parameters are frozen"):
         models = [freeze(SmallCNN(2, seed=seed)) for seed in range(2)]
         fit_many(models, images, labels, steps=1, learning_rate=0.1,

@@ -440,6 +440,19 @@ def test_bad_settings_are_named(bad: dict[str, Any], message: str):
         federation(**({"clients": data_of([2, 3])} | bad))
 
 
+@pytest.mark.parametrize(
+    ("rounds", "every", "engine", "message"),
+    [
+        (-1, 1, "auto", "rounds must be at least 0, every at least 1; got -1, 1"),
+        (1, 0, "auto", "rounds must be at least 0, every at least 1; got 1, 0"),
+        (1, 1, "quick", "engine must be one of auto, loop, stacked, fused; got 'quick'"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused(rounds: int, every: int, engine: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        federation(data_of([2, 3]), engine=engine).run(rounds, every=every)
+
+
 def test_what_cannot_be_fused_is_told():
     for model in (SmallCNN(4, seed=0).eval(), nn.Sequential(nn.Linear(6, 4, bias=False))):
         assert fused.linear_layers(model) is None

@@ -329,6 +329,9 @@ def test_l2_sp_is_the_squared_distance_and_pulls_back(model, pictures):
     assert distance(held) < distance(free) / 3
     with pytest.raises(ValueError, match="strength must not be negative"):
         l2_sp(start, -1)
+    # names of the backbone alone would hold nothing back, silently
+    with pytest.raises(ValueError, match=r"start must name what is trained, \['head.bias'\]"):
+        l2_sp(dict(model.backbone.named_parameters()), 1.0)({"head.bias": torch.ones(4)})
 
 
 def test_many_at_once_get_the_weights_of_one_by_one_with_groups_and_penalty(pictures):

@@ -228,6 +228,14 @@ def test_a_batch_without_a_label_and_a_loss_of_nan_are_refused_by_name(model, pi
     labels[:, 3] = NAN
     with pytest.raises(ValueError, match="step 0 has no label at all for the task 'light'"):
         fit_tasks(model, TASKS, images, labels, generator=generator(), **settings)
+    for wrong, says in (
+        ((images, labels[:4]), f"labels must have a row for each of {len(images)} inputs"),
+        ((images * NAN, labels), f"{len(images)} of {len(images)} hold NaN"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            fit_tasks(model, TASKS, *wrong, generator=generator(), **settings)
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        fit_tasks(model, TASKS, images, labels, generator=generator(), **settings | {"steps": 0})
     labels[:, 3] = float("inf")
     with pytest.raises(ValueError, match="loss of the task 'light' is inf at step 0"):
         fit_tasks(model, TASKS, images, labels, generator=generator(), **settings)

@@ -94,6 +94,14 @@ def test_an_empty_order_is_refused(name):
         batch_order(**numbers, generator=generator())
 
 
+@pytest.mark.parametrize("name", ["steps", "batch_size"])
+def test_a_training_without_steps_or_batches_is_refused(name):
+    inputs, labels = two_clouds()
+    numbers = {"steps": 3} | {name: 0}
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        fit(linear(), inputs, labels, learning_rate=0.1, generator=generator(), **numbers)
+
+
 def test_evaluate_counts_right_answers_in_eval_mode_and_restores_the_mode():
     model = nn.Sequential(nn.Dropout(0.999), nn.Identity()).train()
     scores = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])

@@ -101,6 +101,12 @@ def test_a_head_that_does_not_fit_is_refused(head, says):
     assert model.head.out_features == 4
 
 
+@pytest.mark.parametrize("model", [nn.Linear(2, 3), SmallCNN(4, seed=0).backbone])
+def test_a_model_without_a_head_is_refused(model):
+    with pytest.raises(ValueError, match="model must have a head that is a Linear, got NoneType"):
+        replace_head(model, 3)
+
+
 def test_features_are_those_of_the_network_in_eval_mode_whatever_the_batch(pictures):
     backbone = SmallCNN(4, seed=0).backbone.train()
     before = copy.deepcopy(backbone)

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 __all__ = [
     "ExampleLoss",
     "Weights",
+    "check_no_statistics",
     "client_generator",
     "cross_entropy",
     "draw_batches",
@@ -162,7 +163,11 @@ def to_weights(vector: Tensor, like: Mapping[str, Tensor]) -> Weights:
 
 
 def check_no_statistics(model: nn.Module) -> None:
-    """Refuse a model that would update running statistics while clients train."""
+    """Refuse a model that would update running statistics while clients train.
+
+    Raises:
+        ValueError: naming the layer.
+    """
     for name, module in model.named_modules():
         if module.training and getattr(module, "track_running_stats", False):
             raise ValueError(

@@ -24,9 +24,13 @@ __all__ = ["Codec", "LowRank", "Quantised", "Sign", "TopK", "Uplink", "Whole"]
 class Codec(Protocol):
     """``decode(encode(update), len(update))`` is what the server sees of ``update`` ``(P,)``."""
 
-    def encode(self, update: Tensor) -> bytes: ...
+    def encode(self, update: Tensor) -> bytes:
+        """What a device sends, for an update of finite numbers."""
+        ...
 
-    def decode(self, message: bytes, size: int) -> Tensor: ...
+    def decode(self, message: bytes, size: int) -> Tensor:
+        """The update ``(size,)`` that the server reads in it."""
+        ...
 
 
 class Whole:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from safetensors import safe_open
@@ -36,6 +36,7 @@ from mlguide.federated.client import (
     trained_weights,
 )
 from mlguide.federated.fused import fused_sgd, linear_layers
+from mlguide.interactive import has_front_end
 
 __all__ = [
     "Engine",
@@ -48,7 +49,6 @@ __all__ = [
 ]
 
 Engine = Literal["auto", "loop", "stacked", "fused"]
-Uplink = Callable[[Tensor, Tensor], Tensor]
 CACHE = 8 * 2**20  # bytes of stacked weights that still lie in a processor's cache
 
 
@@ -142,8 +142,11 @@ def train_clients(
     that fit a processor's cache.
 
     Raises:
-        ValueError: if the model cannot be "fused", or has BatchNorm in training mode.
+        ValueError: if ``engine`` is none of these, or the model cannot be "fused" or has BatchNorm
+            in training mode.
     """
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine must be one of {', '.join(get_args(Engine))}; got {engine!r}")
     check_no_statistics(model)
     layers = linear_layers(model) if loss is cross_entropy and inputs.is_floating_point() else None
     if engine == "fused" and layers is None:
@@ -235,7 +238,7 @@ class Federation:
     scaffold: bool = False
     dropout: float = 0.0
     poisson: bool = False
-    uplink: Uplink | None = None
+    uplink: Callable[[Tensor, Tensor], Tensor] | None = None
     loss: ExampleLoss = cross_entropy
     engine: Engine = "auto"
     rounds: list[Round] = field(default_factory=list[Round], init=False)
@@ -272,8 +275,13 @@ class Federation:
         """Play ``rounds`` more rounds; after each ``every``-th, ``exam(model)`` gives its score.
 
         Where a person watches, a line tells how far it is.
+
+        Raises:
+            ValueError: if ``rounds`` is negative, or ``every`` less than 1.
         """
-        watched = "JPY_SESSION_NAME" in os.environ or sys.stderr.isatty()
+        if rounds < 0 or every < 1:
+            raise ValueError(f"rounds must be at least 0, every at least 1; got {rounds}, {every}")
+        watched = has_front_end() or sys.stderr.isatty()
         last = len(self.rounds) + rounds
         while (number := len(self.rounds) + 1) <= last:
             self._play(number, exam if number % every == 0 or number == last else None)

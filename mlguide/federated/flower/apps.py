@@ -41,7 +41,9 @@ __all__ = [
     "load_phones",
     "load_result",
     "save_phones",
+    "save_result",
     "server_app",
+    "wait_for_nodes",
 ]
 
 
@@ -92,6 +94,7 @@ class Job:
         return {name.replace("_", "-"): value for name, value in asdict(self).items()}
 
     def model(self) -> nn.Module:
+        """The network with its first weights, which ``seed`` draws."""
         return MLP(self.inputs, [self.hidden], self.classes, seed=self.seed)
 
 
@@ -223,8 +226,11 @@ def guarded(
 
     Before each round it waits for a node, at most ``patience`` seconds. Of each round it adds to
     ``reports`` how many nodes gave an answer of use, why others are refused, by the node's id, and
-    how many seconds it took. If no answer is of use, the training stops with a RuntimeError that
-    says why.
+    how many seconds it took.
+
+    Raises:
+        TimeoutError: in training, if no node is there in time.
+        RuntimeError: in training, saying why, if no answer is of use: it stops then.
     """
     configure, aggregate = chosen.configure_train, chosen.aggregate_train
     sent: Weights = {}

@@ -41,6 +41,8 @@ from mlguide.federated.flower.recorder import Crossing, Recorder
 from mlguide.federated.flower.simulation import QUIET
 from mlguide.federated.simulation import Federation
 
+__all__ = ["Fleet", "deploy", "make_node_key", "run", "wardrobe_phones"]
+
 APP = Path(__file__).resolve().parent / "wardrobe"
 
 
@@ -68,6 +70,7 @@ class Fleet:
 
     @property
     def crossed(self) -> dict[str, list[Crossing]]:
+        """What each node and the server said to each other so far."""
         return {node: recorder.crossed for node, recorder in self.recorders.items()}
 
     def __enter__(self) -> Fleet:
@@ -148,9 +151,11 @@ class Fleet:
         return done.stdout
 
     def log(self, name: str) -> str:
+        """What a process has written so far."""
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def kill(self, name: str) -> None:
+        """Stop one process, and all that it started."""
         _kill_group(self.processes.pop(name))
 
     def _start(self, name: str, *command: str) -> None:
@@ -278,6 +283,7 @@ def run(fleet: Fleet, job: Job) -> tuple[Weights, list[dict[str, Any]]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Train on a fleet, then in this process, and print how far apart the two end."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--phones", type=int, default=12)

@@ -65,5 +65,6 @@ class Recorder:
         threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
 
     def close(self) -> None:
+        """Take no more."""
         self._proxy.shutdown()
         self._proxy.server_close()

@@ -40,6 +40,7 @@ def simulate(
         phones: inputs ``(n, ...)`` and labels ``(n,)`` of phone 0, 1, ... timeout: in seconds.
 
     Raises:
+        ValueError: if the phones are not numbered so.
         RuntimeError: with what the engine said, if it fails.
         subprocess.TimeoutExpired: if it takes longer.
     """
@@ -60,6 +61,7 @@ def simulate(
 
 
 def main(job: Job) -> None:
+    """What runs in the process of its own."""
     from flwr.simulation import run_simulation
 
     run_simulation(
