@@ -228,6 +228,15 @@ def test_a_client_draws_the_same_batches_alone_and_among_others():
     assert len(draws) > 4990
 
 
+def test_a_device_with_another_version_of_the_package_draws_the_same():
+    """What the seeds are made of is a promise between server, devices and saved runs."""
+    assert client.client_generator(1, 2, 3).initial_seed() == 1_000_008_000_018
+    run = federation(data_of([2] * 50), seed=4, per_round=5)
+    run.run(1)
+    first = torch.Generator().manual_seed(4_000_013)
+    assert run.rounds[0].asked == torch.randperm(50, generator=first)[:5].sort().values.tolist()
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
