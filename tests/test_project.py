@@ -52,6 +52,17 @@ def test_address_stands_in_the_config_and_agrees_elsewhere():
         assert {a or b for a, b in found} <= {owner}, text.relative_to(ROOT)
 
 
+def test_the_package_is_installed_from_its_address():
+    """On the usual index another project has its name."""
+    told: list[str] = []
+    for pattern in ("*.md", "book/**/*.md", "notebooks/**/*.ipynb", "assignments/source/**/*.ipynb",
+                    "mlguide/**/*.py"):  # fmt: skip
+        for file in ROOT.glob(pattern):
+            told += re.findall(r"pip install [^`\n]*mlguide[^`\n]*", file.read_text("utf-8"))
+    assert len(told) > 30
+    assert [line for line in told if f"@ git+{REPOSITORY}@" not in line] == []
+
+
 def test_version_agrees():
     assert PROJECT["version"] == CITATION["version"] == version("mlguide")
 

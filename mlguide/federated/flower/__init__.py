@@ -9,4 +9,7 @@ The folder ``wardrobe`` is the Flower app that a fleet is sent.
 from importlib.util import find_spec
 
 if find_spec("flwr") is None:
-    raise ImportError("mlguide.federated.flower needs Flower: pip install 'mlguide[flower]'")
+    raise ImportError(
+        "mlguide.federated.flower needs Flower: "
+        "pip install 'mlguide[flower] @ git+https://github.com/mlguide-book/mlguide@main'"
+    )
