@@ -59,7 +59,7 @@ class Estimate:
     seeds: int
 
     def __format__(self, spec: str) -> str:
-        return f"{self.mean:{spec}.3f} ± {(self.high - self.low) / 2:.3f}"
+        return f"{self.mean:{spec}z.3f} ± {(self.high - self.low) / 2:.3f}"  # z: never -0.000
 
     def __str__(self) -> str:
         return format(self, "")
@@ -232,7 +232,9 @@ def claim(
     condition = f" {when}" if when and verdict != "holds" else ""
     line = f"[{id}] {verdict}{condition}: {_in_words(main)}"
     if verdict == "holds when":
-        line += "; " + "; ".join(f"{name} {_in_words(other)}" for name, other in contrary.items())
+        line += ". Does not hold: " + "; ".join(
+            f"{name} {_in_words(other)}" for name, other in contrary.items()
+        )
     if verdict != page_says:
         raise AssertionError(f"the page says that {id} {page_says!r}, but measured was: {line}")
     others_recorded = {name: asdict(other) for name, other in others.items()}
@@ -288,7 +290,7 @@ def record(name: str, value: Estimate | int | str) -> None:
 
 
 def _in_words(e: Estimate) -> str:
-    return f"effect {e.mean:+.3f} (95% interval {e.low:+.3f} to {e.high:+.3f}, {e.seeds} seeds)"
+    return f"effect {e.mean:+z.3f} (95% interval {e.low:+.3f} to {e.high:+.3f}, {e.seeds} seeds)"
 
 
 def _show(id: str, line: str, recorded: dict[str, Any]) -> None:

@@ -67,6 +67,8 @@ __all__ = [
 
 Values = npt.ArrayLike
 HALO = [withStroke(linewidth=3, foreground="white")]
+STEM = "#aaaaaa"  # from a mark to its name: no line of the data
+SIZES = {"*": 12.0, "P": 9.0, "X": 9.0, "D": 6.8}  # in points: markers that look as large as a dot
 
 
 def line_bands(
@@ -114,10 +116,11 @@ def line_bands(
         if level is not None:
             name, value = level
             axes.axhline(value, color=QUIET, lw=0.8, ls=(0, (1, 2)), zorder=1)
+            low, high = axes.get_ylim()
+            below = value - low > 0.08 * (high - low)  # is there room above the axis?
             right = axes.get_yaxis_transform()  # x from 0 to 1 across the axes, y in data
-            axes.text(
-                1, value, name, transform=right, color=QUIET, fontsize=9, ha="right", va="top"
-            )
+            note = axes.text(1, value, name, transform=right, color=QUIET, fontsize=9, ha="right")
+            note.set(va="top" if below else "bottom", path_effects=HALO)
         _label_ends(figure, axes, ends)
     return figure
 
@@ -631,7 +634,8 @@ def heat_map(
 def _mark(look: Look) -> dict[str, Any]:
     """A look's marker, as keywords of ``Axes.plot``."""
     inside, edge = (look.colour, "white") if look.filled else ("white", look.colour)
-    return {"marker": look.marker, "ms": 7.5, "mfc": inside, "mec": edge, "mew": 1.0}
+    size = SIZES.get(look.marker, 7.5)
+    return {"marker": look.marker, "ms": size, "mfc": inside, "mec": edge, "mew": 1.0}
 
 
 def _number(value: float, digits: int, sign: str = "") -> str:
@@ -653,7 +657,7 @@ def _label_ends(
     notes: list[Annotation] = []
     right = axes.get_yaxis_transform()  # x from 0 to 1 across the axes, y in data
     for x, line, look in ends:
-        stem = {"arrowstyle": "-", "color": look.colour, "lw": 0.8, "relpos": (0, 0.5)}
+        stem = {"arrowstyle": "-", "color": STEM, "lw": 0.8, "relpos": (0, 0.5)}
         stem |= {"shrinkA": 2, "shrinkB": 5}
         name = textwrap.fill(look.label, 16)
         where: Any = {"xytext": (1.045, line[-1]), "textcoords": right, "arrowprops": stem}
@@ -760,7 +764,7 @@ def _dots(
         if raw.ndim == 1:
             half = float(mean_and_spread(raw)[1])
             spread = f" ± {half:.{digits}f}"
-            fine: dict[str, Any] = {"color": look.colour, "alpha": 0.45, "ms": 9, "mew": 1.0}
+            fine: dict[str, Any] = {"color": look.colour, "alpha": 0.4, "ms": 9, "mew": 1.0}
             axes.plot(raw, np.full(len(raw), row), "|", **fine)
             axes.plot([mean - half, mean + half], [row, row], color=look.colour, lw=3, alpha=0.9)
         axes.plot(mean, row, ls="", **_mark(look))
@@ -892,7 +896,9 @@ def marks(
             axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(results), frameon=False)
         axes.grid(axis="y")
         low, high = axes.get_xlim()
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+        ratio = high / low
+        subs = (1, 2, 3, 5, 7) if ratio < 30 else (1, 2, 5) if ratio < 1000 else (1,)
+        axes.xaxis.set_major_locator(LogLocator(subs=subs))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.set_minor_locator(NullLocator())
     return figure

@@ -29,7 +29,7 @@ WIDTH = 660  # pixels, of a picture that has lost its style
 STYLE = """\
 .mlguide-frames {max-width: 720px; margin: 1em 0}
 .mlguide-frames fieldset {display: flex; flex-wrap: wrap; align-items: center; gap: 8px;
-  min-width: 0; margin: 0 0 10px; padding: 0; border: 0}
+  min-width: 0; margin: 0 0 10px; padding: 4px; border: 0}
 .mlguide-frames legend {float: left; width: auto; margin: 0 4px 0 0; padding: 0;
   font-size: 1em; font-weight: 600; color: inherit}
 .mlguide-frames label {position: relative; margin: 0; cursor: pointer}

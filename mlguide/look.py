@@ -235,6 +235,7 @@ STYLE: Any = {
     "axes.facecolor": "white",
     "figure.dpi": DPI,
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.08,  # inches: no name touches the edge of the paper
 }
 
 
