@@ -49,6 +49,7 @@ def test_no_interval_without_spread(values):
 def test_estimates_print_with_their_spread():
     estimate = interval([0.5, 0.6, 0.7])
     assert str(estimate) == "0.600 ± 0.248" and f"{estimate:+}" == "+0.600 ± 0.248"
+    assert f"{interval([-0.0004, 0.0]):+}" == "+0.000 ± 0.003"
 
 
 def turn(images, generator):
@@ -133,8 +134,8 @@ def test_a_claim_is_one_line_that_glue_finds_and_a_record():
                       unless={"with 500 labels:": NONE}, page_says="holds when")
     )  # fmt: skip
     assert output.data["text/plain"] == (
-        "[T1] holds when labels are few: effect +0.200 (95% interval +0.175 to +0.225, 3 seeds); "
-        "with 500 labels: effect +0.000 (95% interval -0.248 to +0.248, 3 seeds)"
+        "[T1] holds when labels are few: effect +0.200 (95% interval +0.175 to +0.225, 3 seeds). "
+        "Does not hold: with 500 labels: effect +0.000 (95% interval -0.248 to +0.248, 3 seeds)"
     )
     assert output.metadata["scrapbook"] == {"name": "T1", "mime_prefix": ""}
     recorded = output.data[CLAIM]
