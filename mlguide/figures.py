@@ -499,8 +499,8 @@ def scatter_map(
 
     panels: title -> (N, 2); labels: (N,) in 0 .. classes - 1, the same points in every panel.
     path: join the points of a class, in order, into a loop. Each class has a colour and a marker,
-    and in the last panel stands named at the middle of its points. The axes have no unit, so they
-    carry no numbers; the panels share one scale.
+    which stand with its name above the panels. The axes have no unit, so they carry no numbers; the
+    panels share one scale.
 
     Raises:
         ValueError: if the shapes differ, or there are more classes than markers.
@@ -508,7 +508,9 @@ def scatter_map(
     which = np.asarray(labels)
     if len(classes) > len(CLASSES):
         raise ValueError(f"classes must be at most {len(CLASSES)}, got {len(classes)}")
-    with sheet(0.25 + (WIDTH / len(panels) if len(panels) > 1 else 4.6)) as figure:
+    per_row = min(len(classes), 5)
+    above = 0.3 + 0.25 * -(-len(classes) // per_row)
+    with sheet(above + (WIDTH / len(panels) if len(panels) > 1 else 4.6)) as figure:
         grid = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)
         places: list[Axes] = list(grid.flat)
         for axes, (title, points) in zip(places, panels.items(), strict=True):
@@ -520,14 +522,15 @@ def scatter_map(
                 if path:
                     loop = np.vstack([mine, mine[:1]])
                     axes.plot(*loop.T, color=look.colour, lw=1.0, alpha=0.5)
-                axes.plot(*mine.T, ls="", alpha=0.85, **_mark(look))
-                if axes is places[-1]:
-                    middle = mine.mean(axis=0)
-                    note = axes.annotate(name, middle, ha="center", va="center", zorder=5)
-                    note.set(color=look.text, weight="bold", path_effects=HALO)
+                axes.plot(*mine.T, ls="", alpha=0.85, label=name, **_mark(look))
             axes.set(xticks=[], yticks=[], aspect="equal")
             axes.set_title(title, loc="left")
             axes.spines[["left", "bottom"]].set_color(FAINT)
+        legend: dict[str, Any] = {"ncols": per_row, "frameon": False, "handletextpad": 0.2}
+        points, names = places[-1].get_legend_handles_labels()
+        key = figure.legend(points, names, loc="outside upper left", columnspacing=1.2, **legend)
+        for text, look in zip(key.get_texts(), CLASSES, strict=False):
+            text.set(color=look.text, weight="bold")
     return figure
 
 

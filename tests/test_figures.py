@@ -175,8 +175,10 @@ def test_a_map_gives_each_class_a_marker_and_its_name():
     before, after = figure.axes
     assert before.get_xlim() == after.get_xlim()
     assert before.lines[0].get_marker() != before.lines[1].get_marker()
-    names = {t.get_text(): t.get_position() for t in after.texts}
-    assert names == {"cat": (0, 0.5), "dog": (3, 2.5)} and not before.texts
+    (key,) = figure.legends  # above the panels, so that no name lies on a point
+    key_marks = [line.get_marker() for line in key.get_lines()]
+    assert [text.get_text() for text in key.get_texts()] == ["cat", "dog"]
+    assert key_marks == [line.get_marker() for line in after.lines]
     figure = figures.scatter_map({"now": points}, labels, ["cat", "dog"], path=True)
     loop = [[0, 0], [0, 2], [0, 0]]  # of the cats, and closed
     assert loop in [line.get_xydata().tolist() for line in figure.axes[0].lines]
