@@ -195,6 +195,9 @@ def test_a_round_shows_the_weights_where_they_are_and_counts_what_went_over_the_
     assert any("phone 8" in word for word in words) and "18 pictures" in words
     assert ("0.10 → 0.45" if step == 5 else "0.10") in words
     assert ("loss\n2.00\n→ 0.11" in words) == (step > 2)  # of phone 8
+    training = STATES["trained"].text
+    losses = [text for text in figure.axes[0].texts if text.get_text().startswith("loss")]
+    assert all((text.get_color() == training) == (step == 3) for text in losses)
     arrows = [text.arrow_patch for text in figure.axes[0].texts if isinstance(text, Annotation)]
     assert len(arrows) == (3 if step in (2, 4) else 0)
 
