@@ -176,7 +176,7 @@ def bitfit(model: Network) -> Network:
 
 
 class LoRA(nn.Module):
-    """A frozen layer, and beside it two small ones whose product is learned (Hu et al. 2021,
+    """A frozen layer, and beside it two small ones whose product is learned (Hu et al. 2022,
     arXiv:2106.09685): ``layer(x) + alpha / rank * up(down(x))``.
 
     ``down`` has the layer's shape but ``rank`` outputs, drawn at random; ``up`` maps them to the
