@@ -102,7 +102,7 @@ RULE: tuple[Row, ...] = (
         "transfer",
         "frozen features of nothing but tops still helped with five labels of shoes and bags",
         ("T5",),
-        "at a hundred labels their gain could not be told from nothing",
+        "at a hundred labels their gain could not be told from zero",
         labels=("few",), relatedness=("related",), distance=("other kinds",), tasks=("one",),
         data=("one place",),
     ),

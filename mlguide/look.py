@@ -133,7 +133,7 @@ METHODS: dict[str, Look] = {
         replace(STATES["shared"], label="old answers"),
         replace(STATES["new"], label="LoRA, left on", line="--", filled=False),
         replace(STATES["new"], label="LoRA, taken off", marker="D"),
-        Look("shuffled labels", "#777777", line=":", marker="v", filled=False),
+        Look("shuffled labels", "#777777", line="-.", marker="D", filled=False),
         replace(_SHARED, label="unit weights"),
         replace(_SHARED, label="tuned weight", line="-", marker="o"),
         replace(_SHARED, label="mean", filled=False),
