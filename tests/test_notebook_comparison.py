@@ -42,6 +42,7 @@ def with_effect(**changes: float) -> dict:
 # --- two values of one field ------------------------------------------------------------------
 SAME = {
     "within the spread": ("0.652 ± 0.021", "0.671 ± 0.019"),
+    "within the wider spread": ("0.652 ± 0.011", "0.672 ± 0.021"),
     "signed, and over zero": ("+0.003 ± 0.010", "-0.004 ± 0.012"),
     "a typographic minus": ("−0.003 ± 0.010", "-0.003 ± 0.010"),
     "one unit of rounding": ("1.000 ± 0.000", "0.999 ± 0.001"),
@@ -62,7 +63,7 @@ SAME = {
     "png bytes": ("iVBORw0KGgoAAAA\n", "iVBORw0KGgoBBBB\n"),
 }  # fmt: skip
 DIFFERENT = {
-    "beyond the narrower spread": ("0.652 ± 0.021", "0.672 ± 0.011"),
+    "beyond the wider spread": ("0.652 ± 0.021", "0.675 ± 0.011"),
     "beyond both spreads": ("0.652 ± 0.021", "0.702 ± 0.021"),
     "a spread that tripled": ("0.652 ± 0.021", "0.652 ± 0.063"),
     "the second on a line": ("0.1 ± 0.2, 0.5 ± 0.2", "0.1 ± 0.2, 0.9 ± 0.2"),
