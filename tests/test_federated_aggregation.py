@@ -174,8 +174,8 @@ def test_accept_lets_in_the_sound_and_names_the_reason_for_each_other():
     wanted = ["backbone.layer1.0.bias", "backbone.layer1.0.weight", "head.bias", "head.weight"]
     assert refused == {
         "Bo": "no answer",
-        "Cy": "1 weights are NaN or infinite",
-        "Di": "2 weights are NaN or infinite",
+        "Cy": f"1 of {len(to_vector(sent))} weights are NaN or infinite",
+        "Di": f"2 of {len(to_vector(sent))} weights are NaN or infinite",
         "Ed": "head.weight has shape (1, 2), not (2, 2)",
         "Flo": f"weights named {[n for n in wanted if n != 'head.bias']}, not {wanted}",
         "Gus": f"weights named {sorted([*wanted, 'extra'])}, not {wanted}",

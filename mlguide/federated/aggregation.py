@@ -153,7 +153,8 @@ def accept(
             got, takes = tuple(answer[wrong[0]].shape), tuple(sent[wrong[0]].shape)
             refused[name] = f"{wrong[0]} has shape {got}, not {takes}"
         elif not torch.isfinite(vector := to_vector({key: answer[key] for key in sent})).all():
-            refused[name] = f"{int((~torch.isfinite(vector)).sum())} weights are NaN or infinite"
+            bad = int((~torch.isfinite(vector)).sum())
+            refused[name] = f"{bad:,} of {len(vector):,} weights are NaN or infinite"
         else:
             names.append(name)
             rows.append(vector - start)
