@@ -25,7 +25,9 @@ if not os.environ.get("CI"):
     pytest.importorskip("flwr")
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.common.config import parse_config_args
+from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -33,7 +35,7 @@ from mlguide import data
 from mlguide.federated import client, flower
 from mlguide.federated.aggregation import adam
 from mlguide.federated.client import to_vector, trained_weights
-from mlguide.federated.flower import apps, fleet
+from mlguide.federated.flower import apps, fleet, simulation
 from mlguide.federated.flower.apps import Job
 from mlguide.federated.flower.fleet import Fleet
 from mlguide.federated.flower.recorder import Crossing, Recorder
@@ -233,16 +235,16 @@ def test_a_node_answers_with_the_mean_of_its_phones(tmp_path: Path):
 class Engine(Grid):
     """Nodes in this process, each with one phone of the job's folder."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, app: ClientApp | None = None) -> None:
         super().__init__(job.nodes)
-        self.job, self.asked = job, 0
+        self.job, self.app, self.asked = job, app or apps.client_app(job), 0
 
     def send_and_receive(self, messages: list[Message], *, timeout: float) -> list[Message]:
         assert timeout == self.job.patience
         self.asked += len(messages)
         phones = [message.metadata.dst_node_id - 1 for message in messages]
         return [
-            apps.client_app(self.job)(message, context(Job(), **{"partition-id": phone}))
+            self.app(message, context(Job(), **{"partition-id": phone}))
             for message, phone in zip(messages, phones, strict=True)
         ]
 
@@ -259,6 +261,25 @@ def test_a_server_goes_on_where_it_stopped(tmp_path: Path):
     here = one_process(job)
     here.run(job.rounds)
     assert list(weights) == list(here.weights) and apart(weights, here.weights) < 1e-6
+
+
+def test_the_process_of_a_simulation_gives_both_halves_to_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    apps.save_phones(tmp_path, PHONES)
+    job = replace(JOB, data=str(tmp_path), out=str(tmp_path / "out.safetensors"))
+
+    def run_simulation(
+        server: ServerApp, app: ClientApp, *, num_supernodes: int, backend_config: dict[str, Any]
+    ) -> None:
+        assert num_supernodes == job.nodes
+        server(Engine(job, app), context(Job()))
+
+    monkeypatch.setattr("flwr.simulation.run_simulation", run_simulation)
+    simulation.main(job)
+    here = one_process(job)
+    here.run(job.rounds)
+    assert apart(apps.load_result(Path(job.out))[0], here.weights) < 1e-6
 
 
 def test_a_server_without_a_file_for_its_weights_writes_none(
