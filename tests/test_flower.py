@@ -1,11 +1,16 @@
 """Our client on Flower's engine: the same function, the same weights, and guarded answers."""
 
+import importlib
 import json
 import os
 import re
 import signal
+import socket
 import ssl
+import subprocess
+import sys
 import threading
+import time
 import tomllib
 from dataclasses import FrozenInstanceError, replace
 from http.client import HTTPSConnection
@@ -19,15 +24,18 @@ import torch
 if not os.environ.get("CI"):
     pytest.importorskip("flwr")
 
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.config import parse_config_args
+from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
 from mlguide import data
-from mlguide.federated import client
+from mlguide.federated import client, flower
 from mlguide.federated.aggregation import adam
 from mlguide.federated.client import to_vector, trained_weights
-from mlguide.federated.flower import apps, fleet
+from mlguide.federated.flower import apps, fleet, simulation
 from mlguide.federated.flower.apps import Job
 from mlguide.federated.flower.fleet import Fleet
 from mlguide.federated.flower.recorder import Crossing, Recorder
@@ -44,8 +52,27 @@ PHONES = {
 JOB = Job(inputs=6, hidden=5, classes=3, nodes=4, epochs=2, rounds=3, patience=60)
 
 
+def one_process(job: Job, **settings: Any) -> Federation:
+    """The same job on our own simulation."""
+    return Federation(
+        job.model(), list(PHONES.values()), learning_rate=job.learning_rate, seed=job.seed,
+        epochs=job.epochs, batch_size=job.batch_size, engine="loop", **settings,
+    )  # fmt: skip
+
+
+def apart(some: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Largest difference between two sets of weights."""
+    return float((to_vector(some) - to_vector(other)).abs().max())
+
+
 def test_the_client_is_the_one_of_the_book():
     assert apps.local_sgd is client.local_sgd
+
+
+def test_without_flower_the_import_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "flwr", None)
+    with pytest.raises(ImportError, match=r"needs Flower: pip install 'mlguide\[flower\]'"):
+        importlib.reload(flower)
 
 
 STRATEGIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -64,14 +91,10 @@ def test_flower_and_our_simulation_end_with_the_same_weights(name: str):
     job = replace(JOB, strategy=name, settings=json.dumps(theirs))
     weights, rounds = simulate(job, PHONES, timeout=250)
     assert [r["answered"] for r in rounds] == [4, 4, 4]
-    here = Federation(
-        job.model(), list(PHONES.values()), learning_rate=job.learning_rate, seed=job.seed,
-        epochs=job.epochs, batch_size=job.batch_size, engine="loop", **ours,
-    )  # fmt: skip
-    start = to_vector(here.weights)
+    here = one_process(job, **ours)
+    start = here.weights
     here.run(job.rounds)
-    moved = (to_vector(here.weights) - start).abs().max()
-    assert (to_vector(here.weights) - to_vector(weights)).abs().max() < 1e-6 < moved
+    assert apart(here.weights, weights) < 1e-6 < apart(here.weights, start)
 
 
 def test_a_simulation_that_fails_says_why():
@@ -81,7 +104,12 @@ def test_a_simulation_that_fails_says_why():
         simulate(JOB, {3: PHONES[3]})
 
 
-# The guard, on messages that no process has to send
+def test_a_simulation_that_takes_too_long_is_ended():
+    with pytest.raises(subprocess.TimeoutExpired):
+        simulate(JOB, PHONES, timeout=0.1)
+
+
+# Both halves and the guard, on messages that no process has to send
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +174,14 @@ def test_an_answer_of_no_examples_is_refused(examples: float):
     assert all(torch.isfinite(w).all() for w in arrays.values())
 
 
+def test_an_answer_without_weights_or_with_two_sets_of_them_is_refused():
+    none, two = answer(1, GOOD), answer(2, GOOD)
+    del none.content["arrays"]
+    two.content["more"] = ArrayRecord(GOOD)
+    _, reports = play([none, two, answer(3, GOOD)])
+    assert reports[0]["answered"] == 1 and reports[0]["refused"].keys() == {"1", "2"}
+
+
 def test_who_does_not_answer_is_named():
     _, reports = play([answer(1, GOOD)], nodes=2)
     assert reports[0]["refused"] == {"2": "no answer"}
@@ -177,6 +213,87 @@ def test_a_round_without_any_answer_stops_the_training_and_says_why():
 def test_waiting_for_nodes_ends():
     with pytest.raises(TimeoutError, match="2 of 3 nodes connected within 1 seconds"):
         apps.wait_for_nodes(Grid(2), 3, 1)
+
+
+def context(job: Job, **node_config: Any) -> Context:
+    return Context(1, 1, node_config, RecordDict(), job.run_config())
+
+
+def test_a_node_answers_with_the_mean_of_its_phones(tmp_path: Path):
+    apps.save_phones(tmp_path, PHONES)
+    here = one_process(JOB)
+    here.run(2)
+    sent = {name: w.double() for name, w in here.weights.items()}  # as some strategies do
+    config = ConfigRecord({"rounds-before": 1, "server-round": 2})
+    question = Message(RecordDict({"arrays": ArrayRecord(sent), "config": config}), 1, "train")
+    content = apps.client_app()(question, context(JOB, data=str(tmp_path))).content
+    here.run(1)
+    weights = content.array_records["arrays"].to_torch_state_dict()
+    assert apart(weights, here.weights) < 1e-6 < apart(weights, sent)
+    assert {w.dtype for w in weights.values()} == {torch.float32}
+    (metrics,) = content.metric_records.values()
+    assert metrics["num-examples"] == sum(len(labels) for _, labels in PHONES.values())
+
+
+class Engine(Grid):
+    """Nodes in this process, each with one phone of the job's folder."""
+
+    def __init__(self, job: Job, app: ClientApp | None = None) -> None:
+        super().__init__(job.nodes)
+        self.job, self.app, self.asked = job, app or apps.client_app(job), 0
+
+    def send_and_receive(self, messages: list[Message], *, timeout: float) -> list[Message]:
+        assert timeout == self.job.patience
+        self.asked += len(messages)
+        phones = [message.metadata.dst_node_id - 1 for message in messages]
+        return [
+            self.app(message, context(Job(), **{"partition-id": phone}))
+            for message, phone in zip(messages, phones, strict=True)
+        ]
+
+
+def test_a_server_goes_on_where_it_stopped(tmp_path: Path):
+    apps.save_phones(tmp_path, PHONES)
+    job = replace(JOB, data=str(tmp_path), out=str(tmp_path / "out.safetensors"))
+    for rounds in (1, 3):
+        engine = Engine(job)
+        apps.server_app()(engine, context(replace(job, rounds=rounds)))
+    assert engine.asked == 2 * job.nodes  # in the second and the third round
+    weights, reports = apps.load_result(Path(job.out))
+    assert [(r["round"], r["answered"]) for r in reports] == [(1, 4), (2, 4), (3, 4)]
+    here = one_process(job)
+    here.run(job.rounds)
+    assert list(weights) == list(here.weights) and apart(weights, here.weights) < 1e-6
+
+
+def test_the_process_of_a_simulation_gives_both_halves_to_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    apps.save_phones(tmp_path, PHONES)
+    job = replace(JOB, data=str(tmp_path), out=str(tmp_path / "out.safetensors"))
+
+    def run_simulation(
+        server: ServerApp, app: ClientApp, *, num_supernodes: int, backend_config: dict[str, Any]
+    ) -> None:
+        assert num_supernodes == job.nodes
+        server(Engine(job, app), context(Job()))
+
+    monkeypatch.setattr("flwr.simulation.run_simulation", run_simulation)
+    simulation.main(job)
+    here = one_process(job)
+    here.run(job.rounds)
+    assert apart(apps.load_result(Path(job.out))[0], here.weights) < 1e-6
+
+
+def test_a_server_without_a_file_for_its_weights_writes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    apps.save_phones(tmp_path / "phones", PHONES)
+    engine = Engine(replace(JOB, data="phones"))
+    apps.server_app(engine.job)(engine, context(Job()))
+    assert engine.asked == JOB.rounds * JOB.nodes
+    assert [path.name for path in tmp_path.iterdir()] == ["phones"]
 
 
 # What a job and its files are
@@ -246,6 +363,88 @@ def test_a_recorder_hands_on_what_is_said_and_keeps_it(tmp_path: Path):
         recorder.close()
         server.shutdown()
     assert recorder.crossed == [Crossing("/v1/fleet", b"\0up", b"\0up\0up")]
+
+
+def stand_in(fleet: Fleet, program: str, script: str) -> None:
+    """What this fleet is to run in the place of a program of Flower's."""
+    path = fleet.folder / program
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o700)
+    fleet.environment["PATH"] = f"{fleet.folder}{os.pathsep}{fleet.environment['PATH']}"
+
+
+def test_a_server_that_stops_says_why():
+    with Fleet() as running:
+        stand_in(running, "flower-superlink", "echo no room >&2; exit 1")
+        with pytest.raises(RuntimeError, match="superlink stopped:\nno room"):
+            running.start_server()
+
+
+def test_a_server_that_nobody_can_reach_is_not_waited_for_for_ever():
+    with Fleet(patience=0.5) as running:
+        stand_in(running, "flower-superlink", "exec sleep 60")
+        start = time.monotonic()
+        with pytest.raises(TimeoutError, match="superlink did not open its port in 0.5 seconds"):
+            running.start_server()
+        assert time.monotonic() - start < 5
+        server = running.processes["superlink"]
+        assert server.poll() is None
+    assert server.poll() is not None and not running.folder.exists()
+
+
+@pytest.mark.parametrize("record", [False, True])
+def test_a_node_is_sent_to_its_recorder_if_it_has_one(record: bool):
+    with Fleet(record=record) as running:
+        stand_in(running, "flower-supernode", 'echo "$@"')
+        running.start_node("node0", Path("phones"))
+        running.processes["node0"].wait(timeout=30)
+        (address,) = re.findall(r"--superlink (\S+)", running.log("node0"))
+        assert (address != running.address) == record
+        assert running.crossed == ({"node0": []} if record else {})
+    host, port = address.split(":")
+    with pytest.raises(ConnectionRefusedError):  # the recorder went with the fleet
+        socket.create_connection((host, int(port)), timeout=5)
+
+
+class Rehearsal(Fleet):
+    """Starts nothing, and writes down what it would have; a run stops after so many rounds."""
+
+    def __init__(self, rounds: int) -> None:
+        super().__init__()
+        self.rounds, self.done, self.told = rounds, list[str](), dict[str, Any]()
+
+    def _start(self, name: str, *command: str) -> None:
+        self.done.append(name)
+
+    def _wait_for_port(self, name: str, port: int) -> None:
+        pass
+
+    def flwr(self, *arguments: str, timeout: float | None = None) -> str:
+        self.done.append(arguments[0])
+        if arguments[0] == "run":
+            self.told = parse_config_args([arguments[-1]])
+            reports = [{"round": n + 1} for n in range(self.rounds)]
+            apps.save_result(self.folder / "out.safetensors", WEIGHTS, reports)
+        return "it was killed"
+
+
+def test_a_fleet_deals_the_phones_to_nodes_and_tells_what_to_train():
+    job = replace(JOB, nodes=3, learning_rate=0.01)
+    with Rehearsal(job.rounds) as running:
+        weights, reports = fleet.deploy(running, job, PHONES)
+        dealt = [list(apps.load_phones(running.folder / f"node{n}")) for n in range(3)]
+        assert Job.of(running.told) == replace(job, out=str(running.folder / "out.safetensors"))
+    assert dealt == [[0, 3], [1], [2]]
+    # a node comes when the server is there, and knows it
+    nodes = ["supernode", "node0", "supernode", "node1", "supernode", "node2"]
+    assert running.done == ["superlink", *nodes, "run"]
+    assert apart(weights, WEIGHTS) == 0 and [r["round"] for r in reports] == [1, 2, 3]
+
+
+def test_a_training_that_stops_before_its_last_round_says_so():
+    with Rehearsal(JOB.rounds - 1) as running:
+        with pytest.raises(RuntimeError, match="stopped after 2 rounds:\nit was killed"):
+            fleet.run(running, JOB)
 
 
 def test_the_phones_of_a_fleet_are_pictures_at_half_size():
