@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import course
+import docstrings
 import glossary_links
 import mistakes
 import pace
@@ -17,6 +18,8 @@ from stored import CLAIMS, Section, notebooks
 from test_notebook_form import prose
 from torch import nn
 
+from mlguide.data import Pictures
+from mlguide.federated.simulation import Federation
 from mlguide.models import SmallCNN
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,6 +133,26 @@ def test_notation_lists_the_symbols_of_every_notebook():
     assert {name: found for name, found in missing.items() if found} == {}
     unused = {name: found - used.get(name, set()) for name, found in listed.items()}
     assert {name: found - {r"\Delta"} for name, found in unused.items() if found} == {}
+
+
+# --- docstrings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["", "Args:\n    "])
+def test_each_parameter_of_a_docstring_has_a_line(head: str):
+    told = ["Fit x: y.", f"{head}x: (N,); y: a\n    z, or xy: no. z: that", "Raises:\n    E: y."]
+    shown = docstrings.with_parameters("\n\n".join(told), ["x", "y"]).split("\n\n")
+    assert shown == [told[0], "Args:\n    x: (N,)\n    y: a z, or xy: no. z: that", told[2]]
+
+
+def test_types_are_those_of_the_source():
+    def shown(what: str, obj: object) -> tuple[str | None, str | None]:
+        return docstrings.as_written(None, what, "", obj, None, "()", None)
+
+    assert shown("method", Federation.save) == ("(path: str | Path)", "None")
+    arguments, returned = shown("class", Federation)
+    assert "aggregate: Aggregator = mean" in arguments and returned is None
+    assert "groups: Tensor = ..." in shown("class", Pictures)[0]
 
 
 # --- the recipes of the summary sheet -------------------------------------------------------------
