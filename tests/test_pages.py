@@ -11,6 +11,7 @@ import glossary_links
 import mistakes
 import pace
 import pytest
+import quotes
 import torch
 import torch.nn.functional as F
 from slides import excerpt, with_links
@@ -135,6 +136,15 @@ def test_notation_lists_the_symbols_of_every_notebook():
     assert {name: found for name, found in missing.items() if found} == {}
     unused = {name: found - used.get(name, set()) for name, found in listed.items()}
     assert {name: found - {r"\Delta"} for name, found in unused.items() if found} == {}
+
+
+# --- folds ----------------------------------------------------------------------------------------
+
+
+def test_quotes_in_a_fold_are_curled_but_not_in_code_or_tags():
+    assert quotes.curled('<a id="x">the "part\'s" <code>"x"</code> end\'s</a>') == (
+        '<a id="x">the “part’s” <code>"x"</code> end’s</a>'
+    )
 
 
 # --- docstrings -----------------------------------------------------------------------------------
