@@ -58,8 +58,19 @@ def without_fields(
     return True if borrowed or field else None
 
 
+def without_lists(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object
+) -> None:
+    """A long signature is a list of definitions without terms, where screen readers stumble."""
+    if "body" in context:
+        lines = re.compile(r"<dd>(<em class=\"sig-param\">.*?)</dd>\n", re.S)
+        body = lines.sub(r'<span class="sig-line">\1</span>', context["body"])
+        context["body"] = re.sub(r"<dl>\n(<span class=\"sig-line\">.*?)</dl>\n", r"\1", body)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", prepared, priority=400)
     app.connect("autodoc-process-signature", as_written)
     app.connect("autodoc-skip-member", without_fields)
+    app.connect("html-page-context", without_lists)
     return {"parallel_read_safe": True, "version": "1"}
