@@ -152,9 +152,9 @@ def test_quotes_in_a_fold_are_curled_but_not_in_code_or_tags():
 
 @pytest.mark.parametrize("head", ["", "Args:\n    "])
 def test_each_parameter_of_a_docstring_has_a_line(head: str):
-    told = ["Fit x: y.", f"{head}x: (N,); y: a\n    z, or xy: no. z: that", "Raises:\n    E: y."]
+    told = ["Fit x: y.", f"{head}x: (N,); y: a\n    z, as x: no. z: that", "Raises:\n    E: y."]
     shown = docstrings.with_parameters("\n\n".join(told), ["x", "y"]).split("\n\n")
-    assert shown == [told[0], "Args:\n    x: (N,)\n    y: a z, or xy: no. z: that", told[2]]
+    assert shown == [told[0], "Args:\n    x: (N,)\n    y: a z, as x: no. z: that", told[2]]
 
 
 def test_types_are_those_of_the_source():
