@@ -6,8 +6,9 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import evidence
 import pytest
-from stored import CLAIMS, notebooks
+from stored import CLAIMS, notebooks, typeset
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -102,3 +103,29 @@ def test_a_wrong_record_is_noticed():
         {"effect": {**record["effect"], "low": -0.1}},
     ):
         assert problems({**copy.deepcopy(record), **change}, listed) != [], change
+
+
+# --- how it is set --------------------------------------------------------------------------------
+
+
+def estimate(mean: float, half: float = 0.5) -> dict:
+    return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": 10}
+
+
+def test_conditions_stand_in_the_order_of_the_line_and_none_twice():
+    contrary = {name: estimate(-1) for name in ("a later one", "the first:")}
+    more = {f"{n} of each": estimate(n) for n in (10, 2, 1)}
+    line = "holds when so: effect +1.000; the first: effect -1.000; a later one effect -1.000"
+    record = {"line": line, "when": "so", "effect": estimate(1), "unless": contrary | more}
+    found = list(evidence.by_condition(record))
+    assert found == ["so (1 of each)", "the first", "a later one", "2 of each", "10 of each"]
+
+
+def test_a_verdict_is_set_with_true_signs_that_stay_together():
+    line = "holds when so: effect -0.1 (interval -0.2 to -0.0, 9 seeds); x: effect -1; y effect +1"
+    record = {"line": line, "verdict": "holds when", "unless": {"x:": estimate(-1)}}
+    assert evidence.verdict_line(record).replace("\u00a0", "_") == (
+        "holds when so: effect \u22120.1 (interval \u22120.2_to_\u22120.0, 9 seeds)"
+        ". Does not hold: x: effect \u22121; y: effect +1"
+    )
+    assert typeset('the head\'s "old" <answers>') == "the head’s “old” &lt;answers&gt;"

@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 
 import course
+import docstrings
 import glossary_links
 import mistakes
 import pace
 import pytest
+import quotes
 import torch
 import torch.nn.functional as F
 from slides import excerpt, with_links
@@ -17,6 +19,8 @@ from stored import CLAIMS, Section, notebooks
 from test_notebook_form import prose
 from torch import nn
 
+from mlguide.data import Pictures
+from mlguide.federated.simulation import Federation
 from mlguide.models import SmallCNN
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,7 +87,9 @@ def test_a_mistake_is_told_by_its_first_paragraph_and_what_leads_to_a_measured_l
     told = ["**Two slips.** See there.", "More.", lines[0], "**And** so.", *lines[1:]]
     assert mistakes.story(section) == told
     assert mistakes.story(Section("Break it", "", "Each of:\n\n- this")) == []
-    assert mistakes.name(Section("Break it", "", "\n**A slip.** It")) == "A slip"
+    section = Section("Break it", "", "\n**A slip.** It", [("\n**A slip.** It", "5 ± 1\n")])
+    assert mistakes.name(section) == "A slip"
+    assert mistakes.story(section) == ["It", lines[2]]
 
 
 def test_every_notebook_has_its_times():
@@ -132,13 +138,42 @@ def test_notation_lists_the_symbols_of_every_notebook():
     assert {name: found - {r"\Delta"} for name, found in unused.items() if found} == {}
 
 
+# --- folds ----------------------------------------------------------------------------------------
+
+
+def test_quotes_in_a_fold_are_curled_but_not_in_code_or_tags():
+    assert quotes.curled('<a id="x">the "part\'s" <code>"x"</code> end\'s</a>') == (
+        '<a id="x">the “part’s” <code>"x"</code> end’s</a>'
+    )
+
+
+# --- docstrings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["", "Args:\n    "])
+def test_each_parameter_of_a_docstring_has_a_line(head: str):
+    told = ["Fit x: y.", f"{head}x: (N,); y: a\n    z, as x: no. z: that", "Raises:\n    E: y."]
+    shown = docstrings.with_parameters("\n\n".join(told), ["x", "y"]).split("\n\n")
+    assert shown == [told[0], "Args:\n    x: (N,)\n    y: a z, as x: no. z: that", told[2]]
+
+
+def test_types_are_those_of_the_source():
+    def shown(what: str, obj: object) -> tuple[str | None, str | None]:
+        return docstrings.as_written(None, what, "", obj, None, "()", None)
+
+    assert shown("method", Federation.save) == ("(path: str | Path)", "None")
+    arguments, returned = shown("class", Federation)
+    assert "aggregate: Aggregator = mean" in arguments and returned is None
+    assert "groups: Tensor = ..." in shown("class", Pictures)[0]
+
+
 # --- the recipes of the summary sheet -------------------------------------------------------------
 
 
 def test_recipes_of_the_summary_sheet_do_what_they_say():
     text = (ROOT / "book" / "summary_sheet.md").read_text("utf-8")
     loop, *recipes = re.findall(r"(?s)```python\n(.*?)```", text)
-    assert [len(recipe.splitlines()) for recipe in recipes] == [4, 4, 6, 5]
+    assert [len(recipe.splitlines()) for recipe in recipes] == [4, 4, 6, 6]
     chance = torch.Generator().manual_seed(0)
     batches = [
         (torch.rand(8, 1, 28, 28, generator=chance), torch.randint(3, (8,), generator=chance))
@@ -231,6 +266,17 @@ def test_syllabi_hold_what_they_say():
         assert all(sum(course.minutes(item)) >= 20 for item in items)
     assert set(items) == everything | graded  # those of twelve weeks
     assert graded <= {item for week in course.COURSE["syllabi"][8] for item in week}
+
+
+def test_a_plan_says_what_its_assignments_grade_beyond_it():
+    plan = [["federated_learning/1_the_model_travels"], ["assignment federated_learning"]]
+    left_out = dict(course.untaught(plan))["federated_learning"]
+    assert {"noise-clip", "read-update"} < set(left_out) and "average" not in left_out
+    late = [*plan, ["federated_learning/4_secrets_and_noise"]]
+    assert dict(course.untaught(late))["federated_learning"] == left_out
+    early = [["federated_learning/4_secrets_and_noise"], *plan]
+    assert "noise-clip" not in dict(course.untaught(early))["federated_learning"]
+    assert list(course.untaught(course.COURSE["syllabi"][12])) == []
 
 
 @pytest.mark.parametrize("chapter", CLAIMS)

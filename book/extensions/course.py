@@ -147,23 +147,45 @@ def minutes(item: str) -> tuple[int, int, int]:
     return minutes_to_read(notebook), practice, 0
 
 
+def untaught(syllabus: list[list[str]]) -> Iterator[tuple[str, list[str]]]:
+    """The assignments of a plan that grade what no notebook up to their week has taught."""
+    read: set[str] = set()
+    for week in syllabus:
+        read.update(week)
+        for chapter, objectives in COURSE["objectives"].items():
+            if f"assignment {of_chapter(chapter)}" in week:
+                left_out = [
+                    cell
+                    for each in objectives
+                    if read.isdisjoint(f"{chapter}/{notebook}" for notebook in each["notebooks"])
+                    for cell in each["assignment"]
+                ]
+                if left_out:
+                    yield of_chapter(chapter), left_out
+
+
 class Syllabus(Made):
     """The argument is the number of weeks."""
 
     def markdown(self, weeks: str) -> str:
-        lines = ["| week | parts | reading | practice | assignment | minutes |\n"
+        kinds = (f"{kind} (min)" for kind in ("reading", "practice", "assignment", "total"))
+        lines = [f"| week | parts | {' | '.join(kinds)} |\n"
                  "| ---: | --- | ---: | ---: | ---: | ---: |\n"]  # fmt: skip
         for week, items in enumerate(COURSE["syllabi"][int(weeks)], 1):
             each = [sum(column) for column in zip(*map(minutes, items), strict=True)]
             times = " | ".join(str(n) if n else "" for n in [*each, sum(each)])
             lines.append(f"| {week} | {'<br>'.join(map(part, items))} | {times} |\n")
+        for name, cells in untaught(COURSE["syllabi"][int(weeks)]):
+            listed = ", ".join(f"`{cell}`" for cell in cells)
+            what = "also grades what this plan does not teach before it is due"
+            lines.append(f"\nThe assignment `{name}` {what}: {listed}.\n")
         return "".join(lines)
 
 
 def part(item: str) -> str:
     if item.startswith("assignment "):
         name = item.split()[-1]
-        return f"Assignment `{name}`: {assignment(name).title}"
+        return f"Assignment “{assignment(name).title}”, `{name}`"
     return f"{{doc}}`/notebooks/{item}`"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from html import escape, unescape
+from html import unescape
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +22,7 @@ from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from sphinx.application import Sphinx
-from stored import ROOT, Made, Notebook, notebooks
+from stored import ROOT, Made, Notebook, notebooks, typeset
 
 LICENCE = "CC BY 4.0, creativecommons.org/licenses/by/4.0"
 DATA = "; data sets shown under their own licences"
@@ -105,11 +105,11 @@ def item(figure: list[Picture]) -> str:
     """A figure in the list: a small picture and its text lead to the file, positions to theirs."""
     first = figure[0]
     path, alt = f"../figures/{first.name}", f"Figure {first.number}, small"
-    links = [f'<a href="../figures/{p.name}.png">{escape(p.position)}</a>' for p in figure]
+    links = [f'<a href="../figures/{p.name}.png">{typeset(p.position)}</a>' for p in figure]
     turned = f"<p>{'; '.join(links)}</p>" if len(figure) > 1 else ""
     return (
         f'<li><a href="{path}.png"><img src="{path}.webp" alt="{alt}" loading="lazy"></a>'
-        f'<div><p><a href="{path}.png">{escape(first.alt)}</a></p>{turned}</div></li>'
+        f'<div><p><a href="{path}.png">{typeset(first.alt)}</a></p>{turned}</div></li>'
     )
 
 
@@ -119,9 +119,9 @@ class Figures(Made):
         parts = ""
         for notebook in notebooks(self.arguments[0]):
             figures = [list(group) for _, group in groupby(pictures(notebook), lambda p: p.number)]
-            count = f"{len(figures)} figure{'s'[: len(figures) - 1]}"
+            count = f"({len(figures)} figure{'s'[: len(figures) - 1]})"
             parts += (
-                f"<details><summary>{escape(title(notebook))}, {count}</summary>"
+                f"<details><summary>{typeset(title(notebook))} {count}</summary>"
                 f'<p>From <a href="../notebooks/{notebook.name}.html">this notebook</a>.</p>'
                 f'<ul class="figures">{"".join(map(item, figures))}</ul></details>'
             )

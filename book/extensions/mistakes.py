@@ -10,11 +10,13 @@ from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from stored import Made, Section, notebooks
 
+FIRST = r"\s*(?:\*\*|###+ )(.+?)[.:]?(?:\*\*|\n)\s*"  # a heading or bold words that begin a text
+
 
 def name(section: Section) -> str:
     """What follows 'Break it: ' in the title, or the heading or bold words that follow it."""
     _, _, title = section.title.partition(": ")
-    first = re.match(r"\s*(?:\*\*|###+ )(.+?)[.:]?(?:\*\*|\n)", section.prose)
+    first = re.match(FIRST, section.prose)
     title = title or (first[1] if first else section.title)
     return title[0].upper() + title[1:]
 
@@ -35,10 +37,15 @@ def story(section: Section) -> list[str]:
     """The first paragraph, and what was measured, each time after the paragraph that leads to it.
 
     A first paragraph that ends in a colon is left out: what it announces does not follow here.
+    Nor do the words follow that are the name of the whole.
     """
-    parts = [part for part in paragraphs(section.prose)[:1] if not part.endswith(":")]
+
+    def told(prose: str) -> list[str]:
+        return paragraphs(prose if ": " in section.title else re.sub(FIRST, "", prose, count=1))
+
+    parts = [part for part in told(section.prose)[:1] if not part.endswith(":")]
     for said, text in measured(section):
-        lead = paragraphs(said)[-1]
+        lead = told(said)[-1]
         parts += [lead] if lead not in parts else []
         parts.append("```text\n" + text.strip("\n") + "\n```")
     return parts

@@ -56,8 +56,8 @@ def outputs(cell: NotebookNode) -> Iterator[NotebookNode]:
     for output in cell.outputs:
         if record := output.get("data", {}).get(CLAIM):
             claim = STATEMENTS[record["id"]]
-            effect = f" ({claim['effect']})" if "effect" in claim else ""
-            text = f"<p>{escape(claim['statement'] + effect)}.</p>\n"
+            effect = f" Measured: {claim['effect']}." if "effect" in claim else ""
+            text = f"<p>{escape(claim['statement'])}.{escape(effect)}</p>\n"
             text += f"<p>{escape(output.data['text/plain'])}</p>"
             verdict = record["verdict"].replace(" ", "-")
             text = f'<div class="claim {verdict}">{text}</div>'

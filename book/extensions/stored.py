@@ -5,12 +5,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import yaml
 from docutils import nodes
 from docutils.statemachine import StringList
+from docutils.utils.smartquotes import smartyPants
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +83,11 @@ def notebooks(chapter: str = "*") -> list[Notebook]:
     order = list(CLAIMS)
     paths = (ROOT / "notebooks").glob(f"{chapter}/[0-9]*.ipynb")
     return [read(p) for p in sorted(paths, key=lambda p: (order.index(p.parent.name), p.name))]
+
+
+def typeset(text: str) -> str:
+    """Plain text as HTML, with the quotes and apostrophes that Markdown gets on a page."""
+    return escape(smartyPants(text, "q"), quote=False)
 
 
 class Made(SphinxDirective):
