@@ -84,13 +84,8 @@ def measured(record: Record) -> str:
 
 
 def verdict_line(record: Record) -> str:
-    """The line that the notebook printed, set as text, with a word for what speaks against it."""
-    line = record["line"]
-    contrary = [name for name, e in record.get("unless", {}).items() if e["low"] <= 0]
-    if record.get("verdict") == "holds when" and contrary:
-        first = min(contrary, key=line.index)
-        line = line.replace(f"; {first}", f". Does not hold: {first}", 1)
-    line = re.sub(r"(?<!:) effect (?=[+-]\d)", ": effect ", line)
+    """The line that the notebook printed, set as text."""
+    line = re.sub(r"(?<!:) effect (?=[+-]\d)", ": effect ", record["line"])
     line = re.sub(r"(?<![\w-])-(?=\d)", "\u2212", line)
     return re.sub(r"(?<=interval )(\S+) to (\S+)", "\\1\u00a0to\u00a0\\2", line)
 
