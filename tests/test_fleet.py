@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-if not os.environ.get("CI"):
-    pytest.skip("real processes are tested by .ci/run (CI=true)", allow_module_level=True)
-
 from mlguide.federated.flower import fleet as fleets
 from mlguide.federated.flower.apps import Job, load_result, save_phones
 from mlguide.federated.flower.fleet import Fleet
 from mlguide.federated.simulation import Federation
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("CI"), reason="real processes are tested by .ci/run (CI=true)"
+)
 
 PHONES = {
     k: (

@@ -429,7 +429,8 @@ class Rehearsal(Fleet):
 
 
 def test_a_fleet_deals_the_phones_to_nodes_and_tells_what_to_train():
-    job = replace(JOB, nodes=3, learning_rate=0.01)
+    job = replace(JOB, nodes=3, learning_rate=0.01, strategy="FedAvgM",
+                  settings='{"server_learning_rate": 0.5}')  # fmt: skip
     with Rehearsal(job.rounds) as running:
         weights, reports = fleet.deploy(running, job, PHONES)
         dealt = [list(apps.load_phones(running.folder / f"node{n}")) for n in range(3)]

@@ -150,7 +150,7 @@ def rule_head(nb: NotebookNode) -> Iterator[str]:
         return
     took = nb.metadata.get("mlguide", {}).get("seconds", 0)
     low, high = sorted((stated["run"], took))
-    if high >= SHORT_RUN and high > 2 * low:
+    if high >= SHORT_RUN and high > 1.5 * low:
         yield f"the head promises {stated['run']} s to run, it took {took} s"
 
 

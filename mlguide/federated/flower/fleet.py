@@ -12,7 +12,6 @@ import argparse
 import ctypes
 import datetime
 import ipaddress
-import json
 import os
 import shutil
 import signal
@@ -266,10 +265,7 @@ def run(fleet: Fleet, job: Job) -> tuple[Weights, list[dict[str, Any]]]:
     """
     out = fleet.folder / "out.safetensors"
     config = replace(job, out=str(out)).run_config()
-    told = " ".join(
-        f"{name}={json.dumps(value) if isinstance(value, str) else value}"
-        for name, value in config.items()
-    )
+    told = " ".join(f"{name}={value!r}" for name, value in config.items())  # as TOML wants it
     said = fleet.flwr(
         "run", str(APP), "loopback", "--stream", "--run-config", told,
         timeout=job.patience * (job.rounds + 2),
