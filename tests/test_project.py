@@ -1,6 +1,7 @@
 """What the project says of itself in several places agrees, and nothing is forgotten."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -125,6 +126,14 @@ def test_dataset_says_what_it_is(folder: Path):
 
 def test_there_are_datasets():
     assert DATASETS
+
+
+def test_a_reader_without_ci_passes_over_the_fleets_tests():
+    """A file in which pytest finds no test at all would stop `make test` there."""
+    reader = {name: value for name, value in os.environ.items() if name != "CI"}
+    run = [sys.executable, "-m", "pytest", "-q", "tests/test_fleet.py"]
+    done = subprocess.run(run, cwd=ROOT, env=reader, capture_output=True, text=True)
+    assert done.returncode == 0 and "skipped" in done.stdout, done.stdout
 
 
 def test_import_is_light():
