@@ -71,7 +71,7 @@ def test_the_client_is_the_one_of_the_book():
 
 def test_without_flower_the_import_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "flwr", None)
-    with pytest.raises(ImportError, match=r"needs Flower: pip install 'mlguide\[flower\]'"):
+    with pytest.raises(ImportError, match=r"needs Flower: pip install 'mlguide\[flower\] @ git"):
         importlib.reload(flower)
 
 
