@@ -387,6 +387,7 @@ def test_client_mix_has_a_square_for_each_client_and_class_on_one_scale():
     assert even.get_clim() == skewed.get_clim() == (0, 4)
     assert [text.get_text() for text in left.get_yticklabels()] == ["Bag", "Shirt"]
     assert left.get_ylim() == (2, 0)  # the first class on top
+    assert list(left.get_yticks()) == [0.5, 1.5]  # a name beside the middle of its row
     (alone,) = figures.client_mix({"even": [[2, 2]]}, ("Bag", "Shirt"), most=9).axes
     assert alone.collections[0].get_clim() == (0, 9)
     with pytest.raises(ValueError, match="'odd' must be \\(clients, 2\\), got \\(1, 3\\)"):
