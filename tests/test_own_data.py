@@ -164,6 +164,18 @@ def test_labels_of_the_test_fold_have_no_say(compared):
         assert not torch.equal(changed.answers[method][~test], result.answers[method][~test])
 
 
+@pytest.mark.parametrize("method", ["last 2", "all"])
+def test_a_tuned_network_keeps_the_statistics_of_a_million_pictures(method: str):
+    pictures = coloured(4)
+    views, head = own_data.look_once(pictures.images), torch.nn.Linear(1280, 2)
+    net = own_data.train(method, views, pictures.labels, 2, 0.01, head=head, steps=2, seed=0)
+    published = own_data._published(2).state_dict()
+    if method == "last 2":  # which keep their names
+        published = {name: published[name] for name in net.state_dict() if name in published}
+    moved = {name for name in published if not torch.equal(net.state_dict()[name], published[name])}
+    assert moved and not any("running_" in name for name in moved)
+
+
 def test_a_class_of_two_and_many_classes_are_compared(monkeypatch):
     only(monkeypatch, "from scratch", "head only", "last 2")
     pictures = coloured(2, classes=30)
