@@ -151,6 +151,8 @@ def test_cost_ratios_stand_where_they_are_and_say_so():
     assert lines[0].get_color() == STATES["shared"].colour
     texts = {text.get_text() for text in axes.texts}
     assert texts == {"shared", *ratios, "3.00×", "2.50×", "1.00×", "2.00×"}
+    sides = {text.get_text(): text.get_ha() for text in axes.texts if "×" in text.get_text()}
+    assert sides == {"3.00×": "left", "2.50×": "left", "1.00×": "right", "2.00×": "right"}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["weights", "time"]
     with pytest.raises(ValueError, match="the same costs"):
         figures.cost_ratios({"a": {"weights": 1.0}, "b": {"time": 1.0}}, to="shared")
@@ -310,6 +312,12 @@ def test_a_front_has_no_end_and_its_name_runs_along_it():
     box = Text.get_window_extent(name)
     left, right = axes.transData.transform(corner[:2])
     assert left[0] < box.x0 and box.x1 < right[0] and left[1] - 25 < box.y0 and box.y1 < left[1]
+    steep = {"fixed weights": np.array([[[0.5, 0.1], [0.52, 0.5], [0.54, 0.6]]] * 2)}
+    figure = figures.tradeoff(
+        steep, xlabel="new", ylabel="old", fronts=["fixed weights"], xlim=(0, 1), ylim=(0, 1)
+    )
+    (name,) = (text for text in figure.axes[0].texts if text.get_text() == "fixed weights")
+    assert name.xyann[0] < 0 and 45 < name.get_rotation() < 90  # on the left, read upwards
     for wrong in ("EWC", "L2-SP"):
         with pytest.raises(ValueError, match="several points, got"):
             figures.tradeoff(results, xlabel="new", ylabel="old", fronts=[wrong], **limits)
@@ -345,6 +353,8 @@ def test_pulls_keep_lengths_and_angles_and_shade_where_both_losses_fall():
     vectors = np.stack([one, other, *steps.values()])
     assert tips @ tips.T == pytest.approx(vectors @ vectors.T)
     assert tips[0, 0] < 0 < tips[1, 0] and tips[0, 1] > 0
+    sides = {note.get_text(): note.get_ha() for note in axes.texts}
+    assert (sides["left"], sides["right"]) == ("right", "left")  # clear of the stems
     corners = axes.patches[0].get_xy()[1:3]  # each at a right angle to one pull, along the other
     products = np.sort(corners @ tips[:2].T, axis=1)
     assert products[:, 0] == pytest.approx(0, abs=1e-6) and (products[:, 1] > 1).all()
