@@ -218,7 +218,7 @@ class Advice:
         if self.row:
             claims = ", ".join(self.row.claims)
             return f"{self.advice}: {self.row.because} ({claims}). But {self.row.watch}."
-        lines = ["No experiment of the book covers this: measure it yourself."]
+        lines = ["No experiment of the book speaks for one technique here: measure it yourself."]
         lines += [f"  With {change}: {row.advice} ({', '.join(row.claims)})."
                   for change, row in self.nearest]  # fmt: skip
         return "\n".join(lines)

@@ -372,7 +372,8 @@ def split(
     the nearest picture; with them, as near as the groups' sizes let it.
 
     Raises:
-        ValueError: if ``fraction`` is not between 0 and 1, or a class would miss from one part.
+        ValueError: if ``fraction`` is not between 0 and 1, or a class would be
+            missing from one part.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be between 0 and 1, both left out; got {fraction}")

@@ -607,13 +607,13 @@ def heat_map(
     if raw.shape[1:] != (len(rows), len(columns)):
         raise ValueError(f"values must be (seeds, {len(rows)}, {len(columns)}), got {raw.shape}")
     mean, half = mean_and_spread(raw)
-    most = float(np.abs(mean).max()) or 1.0
+    most, clear = float(np.abs(mean).max()) or 1.0, mean > half
     with sheet(0.75 + 0.5 * len(rows)) as figure:
         axes = figure.subplots()
-        for (row, column), value in np.ndenumerate(mean):
+        for (row, column), value in np.ndenumerate(mean.round(2)):
             face = colormaps["PuOr_r"](0.5 + 0.5 * value / most)
             cell: dict[str, Any] = {"fc": face, "ec": "white", "lw": 1.5}
-            below = round(value, 2) < 0
+            below = value < 0
             if below:
                 cell |= {"hatch": "///"}
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **cell))
@@ -623,7 +623,7 @@ def heat_map(
             note.set(ha="center", va="center")
             if below:
                 note.set_bbox({"fc": face, "ec": "none", "pad": 1})
-            if row == mean[:, column].argmax() and (not sure or value > half[row, column]):
+            if row == mean[:, column].argmax() and (clear[row, column] or not sure):
                 inner = Rectangle((column - 0.46, row - 0.43), 0.92, 0.86, fill=False, ec=INK, lw=2)
                 axes.add_patch(inner)
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5), xlabel=label)

@@ -125,9 +125,9 @@ def live(
 ) -> Any:
     """The live counterpart of ``frames``: a slider that calls ``draw`` and shows what it returns.
 
-    description: one sentence saying what the panel computes. Only Jupyter, Colab and VS Code can
-    show a panel: elsewhere (the published page, an automatic run) nothing is computed and the
-    description stands in its place as a note, the same in every run.
+    description: what the panel does, as the rest of a sentence that begins with "It". Only Jupyter,
+    Colab and VS Code can show a panel: elsewhere (the published page, an automatic run) nothing is
+    computed and the description stands in its place as a note, the same in every run.
 
     Returns an ipywidgets VBox or an IPython HTML: make it the last line of the cell.
     """
@@ -135,7 +135,7 @@ def live(
         from IPython.display import HTML
 
         return HTML(
-            f'<p class="mlguide-live"><em>In Jupyter or Colab, run this cell for a live panel: '
+            f'<p class="mlguide-live"><em>In Jupyter or Colab, run this cell for a live panel. It '
             f"{_safe(description)}</em></p>"
         )
     import ipywidgets as widgets

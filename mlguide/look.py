@@ -128,7 +128,7 @@ METHODS: dict[str, Look] = {
         *(replace(STATES["new"], label=f"LoRA, rank {rank}") for rank in (1, 2, 4, 8, 16)),
         replace(_TRAINED, label="lower rate", line=":", marker="v"),
         replace(_TRAINED, label="L2-SP", line="-.", marker="X"),
-        replace(_TRAINED, label="EWC", line="-.", marker="p", filled=False),
+        replace(_TRAINED, label="EWC", marker="p", filled=False),
         replace(STATES["shared"], label="rehearsal", line=":", marker="h", filled=False),
         replace(STATES["shared"], label="old answers"),
         replace(STATES["new"], label="LoRA, left on", line="--", filled=False),

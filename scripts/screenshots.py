@@ -91,7 +91,7 @@ def show(page: Page, view: str) -> None:
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": height})
     page.evaluate("window.MathJax?.startup?.promise")
-    page.wait_for_timeout(200)  # the theme fades from one scheme to the other
+    page.wait_for_timeout(600)  # the theme fades from one scheme to the other
 
 
 def main() -> int:

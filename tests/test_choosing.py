@@ -62,7 +62,7 @@ def test_advice_is_the_row_and_its_words():
 def test_what_was_not_measured_says_so_and_names_neighbours():
     unknown = choose(labels_per_class=5, relatedness="none", tasks=2, data_may_leave=False)
     assert unknown.row is None and unknown.advice == NOT_MEASURED and unknown.claims == ()
-    assert "No experiment of the book covers this" in str(unknown)
+    assert "No experiment of the book speaks for one" in str(unknown)
     assert [row.advice for _, row in unknown.nearest] == ["federated"]
     assert "tasks = one: federated" in str(unknown)
 

@@ -5,6 +5,7 @@ from itertools import combinations
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.text import Annotation, Text
 
@@ -337,8 +338,10 @@ def test_heat_map_says_mean_and_interval_of_each_cell_and_frames_the_best_of_a_c
     axes = figures.heat_map(["head"], ["a", "b", "c"], three, label="gain", sure=True).axes[0]
     frames = [p for p in axes.patches if not p.get_fill()]
     assert [(round(f.get_x()), round(f.get_y())) for f in frames] == [(0, 0)]
-    zero = figures.heat_map(["head"], ["dark"], np.full((2, 1, 1), -0.004), label="gain").axes[0]
+    small = np.full((2, 1, 2), [-0.004, 0.5])  # says zero, so it looks like zero
+    zero = figures.heat_map(["head"], ["dark", "noisy"], small, label="gain").axes[0]
     assert zero.texts[0].get_text() == "0.00\n± 0.00" and not zero.patches[0].get_hatch()
+    assert zero.patches[0].get_facecolor() == colormaps["PuOr_r"](0.5)
     with pytest.raises(ValueError, match=r"\(seeds, 2, 1\).*\(2, 2, 2\)"):
         figures.heat_map(["head", "all"], ["dark"], values, label="gain")
 

@@ -20,6 +20,7 @@ NOTEBOOKS = find_notebooks()
 MOST_BYTES = 1_500_000
 MOST_SECONDS = 180
 MOST_LINES = 20  # the house style says about 15
+MOST_WIDE = 100
 SHORT_RUN = 15  # seconds, below which the stated time need not be near
 SLIDES = {"slide", "fragment", "-"}
 MACHINE_PATHS = re.compile(
@@ -185,6 +186,15 @@ def rule_short_cells(nb: NotebookNode) -> Iterator[str]:
         count = sum(not line.startswith("#") for line in lines if line)
         if count > MOST_LINES:
             yield f"{where}: {count} lines of code, at most {MOST_LINES}"
+
+
+def rule_short_lines(nb: NotebookNode) -> Iterator[str]:
+    """Longer ones are cut off on the page, in cells and in solutions."""
+    written = [cell.source for _, cell in code_cells(nb)]
+    written += re.findall(r"(?ms)^```python$(.*?)^```$", markdown(nb))
+    for line in "\n".join(written).splitlines():
+        if len(line) > MOST_WIDE:
+            yield f"a line of code has {len(line)} characters, at most {MOST_WIDE}: {line.strip()}"
 
 
 def rule_claims(nb: NotebookNode) -> Iterator[str]:

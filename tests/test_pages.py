@@ -155,6 +155,8 @@ def test_each_parameter_of_a_docstring_has_a_line(head: str):
     told = ["Fit x: y.", f"{head}x: (N,); y: a\n    z, as x: no. z: that", "Raises:\n    E: y."]
     shown = docstrings.with_parameters("\n\n".join(told), ["x", "y"]).split("\n\n")
     assert shown == [told[0], "Args:\n    x: (N,)\n    y: a z, as x: no. z: that", told[2]]
+    together = docstrings.with_parameters("x: this. y, z: those.", ["x", "y", "z"])
+    assert together == "Args:\n    x: this.\n    y, z: those."
 
 
 def test_types_are_those_of_the_source():

@@ -23,7 +23,7 @@ def prepared(
 
 
 def with_parameters(text: str, names: list[str]) -> str:
-    known = rf"(?:{'|'.join(names)}): "
+    known = r"(?:{0})(?:, (?:{0}))*: ".format("|".join(names))
     parts = text.split("\n\n")
     for place, part in enumerate(parts):
         words = " ".join(part.removeprefix("Args:").split())
@@ -68,9 +68,20 @@ def without_lists(
         context["body"] = re.sub(r"<dl>\n(<span class=\"sig-line\">.*?)</dl>\n", r"\1", body)
 
 
+def with_breaks(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object
+) -> None:
+    """The heading of a module breaks at its dots where it is too long for a phone."""
+    if "body" in context:
+        heading = re.compile(r"(?<=<h2>)mlguide[.\w]+(?=<)")
+        dotted = heading.sub(lambda found: found[0].replace(".", ".<wbr>"), context["body"])
+        context["body"] = dotted
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", prepared, priority=400)
     app.connect("autodoc-process-signature", as_written)
     app.connect("autodoc-skip-member", without_fields)
     app.connect("html-page-context", without_lists)
+    app.connect("html-page-context", with_breaks)
     return {"parallel_read_safe": True, "version": "1"}

@@ -39,7 +39,9 @@ def rows(record: Record, estimates: Mapping[str, Mapping[str, float]]) -> Iterab
     for name, e in estimates.items():
         low, mean, high = (scale * e[key] for key in ("low", "mean", "high"))
         seeds = f", {e['seeds']} seeds" if e["seeds"] != record["effect"]["seeds"] else ""
-        numbers = f"{e['mean']:+.3f} ({e['low']:+.3f} to {e['high']:+.3f})".replace("-", "\u2212")
+        numbers = f"{e['mean']:+z.3f} ({e['low']:+z.3f} to {e['high']:+z.3f})".replace(
+            "-", "\u2212"
+        )
         left, width = scale * least - 6, STRIP + 12
         yield (
             f"<li><span>{typeset(name)}{seeds}</span>"

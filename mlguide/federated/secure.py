@@ -132,8 +132,8 @@ def unmask_sum(
         pairs: (client that answered, client that did not) -> the seed that they share.
 
     Raises:
-        ValueError: naming the seeds that lack, or that nobody may hand out: of one client the
-            server gets its own seed or those it shares, never both.
+        ValueError: naming the seeds that are missing, or that nobody may hand out: of one client
+            the server gets its own seed or those it shares, never both.
     """
     lost = [client for client in asked if client not in masked]
     needed = {(here, gone) for here in masked for gone in lost}
