@@ -10,6 +10,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from pprint import pformat
 
 import nbformat
 import pytest
@@ -137,8 +138,9 @@ TIMES = """import random
 print(f'took {random.uniform(1, 9):.1f} s, {random.uniform(2, 9):.1f}x as fast')
 picture = 'iVBORw0KGgo' + str(random.getrandbits(64))
 display({'image/png': picture, 'text/plain': '<Figure size 64x64 with 1 Axes>'}, raw=True)"""
-CLAIMS = f"""record = {RECORD}
-display({{'text/plain': {CLAIM!r}, 'application/vnd.mlguide.claim+json': record}}, raw=True)"""
+CLAIMS = f"""record = {pformat(RECORD)}
+line = {pformat(CLAIM)}
+display({{'text/plain': line, 'application/vnd.mlguide.claim+json': record}}, raw=True)"""
 HELPER = "PIXELS = 784\nACCURACY = '0.652 ± 0.021'\n"
 
 
@@ -349,6 +351,8 @@ BROKEN = [
     ("slides", lambda nb: nb.cells[0].metadata.pop("slideshow")),
     ("slides", lambda nb: nb.cells[0].metadata.slideshow.update(slide_type="slides")),
     ("short_cells", in_cell(MEASURE, lambda c: c.update(source="x = 1\n" * 21))),
+    ("short_lines", in_cell(MEASURE, lambda c: c.update(source="x = " + "9" * 97))),
+    ("short_lines", in_text(-1, "It is 0.5.", f"\n\n```python\n{'x' * 101}\n```\n")),
     ("claims", in_cell(CLAIMS, lambda c: c.outputs[0].data.pop(form.CLAIM))),
     ("claims", in_cell(CLAIMS, lambda c: c.outputs[0].data.pop("text/plain"))),
     ("claims", in_cell(MEASURE, lambda c: c.outputs.append(output("[T2] holds: proved")))),
